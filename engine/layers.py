@@ -1,0 +1,62 @@
+"""The plain layers: dense products in the compute precision, RMSNorm, SwiGLU. Knows no memory and no attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 8
+"""Rows of a dense product are padded to a multiple of this: on a CPU, fp32 rows change their bits below it."""
+
+
+class Dense(nn.Module):
+    """x W^T without bias, operands in ``compute`` precision; the output has that precision too.
+
+    While training, the weight stays fp32 and is cast on the way; ``Titans.prepare`` casts it once for serving.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * (scale / inputs**0.5))
+        self.compute = torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dense(x, self.weight.to(self.compute))
+
+
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` `[..., in]` times ``weight`` `[out, in]` in the weight's precision, rows padded to a multiple of ROWS."""
+    rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+    count = rows.shape[0]
+    missing = -count % ROWS
+    if missing:
+        rows = F.pad(rows, (0, 0, 0, missing))
+    out = F.linear(rows, weight)
+    if missing:
+        out = out[:count]
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in the weight's precision (fp32)."""
+
+    def __init__(self, dim: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * self.weight
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, dim: int, hidden: int, depth_scale: float) -> None:
+        super().__init__()
+        self.up = Dense(dim, 2 * hidden)
+        self.down = Dense(hidden, dim, depth_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)

@@ -1,0 +1,229 @@
+"""The Titans language model: embedding, blocks, head, and the three ways through them.
+
+``prefill`` commits whole chunks, ``open_chunk`` and ``decode`` answer from an unfinished one. States go in and come out;
+nothing of a session stays here. Knows no scheduler, no handle, no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnemosyne.engine.attention import Places
+from mnemosyne.engine.config import ModelConfig
+from mnemosyne.engine.layers import Dense, RMSNorm, SwiGLU, dense
+from mnemosyne.engine.memory import State
+from mnemosyne.engine.mixers import MIXERS
+from mnemosyne.engine.open_chunk import OpenChunk, group_of
+from mnemosyne.engine.state import GENERATED, SessionState, state_layout
+from mnemosyne.engine.trace import Trace, summarize
+
+
+class Block(nn.Module):
+    """Llama's macro-architecture: x + mixer(norm(x)), then x + SwiGLU(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm_mixer = RMSNorm(config.dim, config.norm_epsilon)
+        self.mixer = MIXERS[config.variant](config)
+        self.norm_ffn = RMSNorm(config.dim, config.norm_epsilon)
+        self.ffn = SwiGLU(config.dim, config.ffn, 0.5 / config.layers**0.5)
+
+    def feed(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + mixed
+        return x + self.ffn(self.norm_ffn(x))
+
+
+class Training(NamedTuple):
+    """What a training step needs of one pass over fresh sessions."""
+
+    hidden: Tensor
+    """`[B, T, dim]`, normed: ``logits`` takes it."""
+    gates: list[Tensor]
+    """Per layer theta, eta, alpha `[3, B, H, D, T]`."""
+
+
+class Titans(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.randn(config.vocab_size, config.dim) * 0.02)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
+        self.norm = RMSNorm(config.dim, config.norm_epsilon)
+        self.compute = torch.float32
+
+    def prepare(self, compute: torch.dtype) -> Titans:
+        """Make ready to serve: dense weights in ``compute`` precision for good, no gradients."""
+        self.requires_grad_(False)
+        self.set_compute(compute)
+        for module in self.modules():
+            if isinstance(module, Dense):
+                module.weight.data = module.weight.data.to(compute)
+        self.embedding.data = self.embedding.data.to(compute)
+        return self.eval()
+
+    def set_compute(self, compute: torch.dtype) -> None:
+        """Operand precision of dense products; while training, weights stay as they are and are cast on the way."""
+        self.compute = compute
+        for module in self.modules():
+            if isinstance(module, Dense):
+                module.compute = compute
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def master(self) -> torch.dtype:
+        """Precision of the memory and of everything that isn't a dense product."""
+        return self.norm.weight.dtype
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def initial_layers(self, sessions: int) -> list[State]:
+        """The state of sessions that have read nothing, layer by layer, in a form that training can differentiate."""
+        layout = state_layout(self.config, self.compute, self.master)
+        layers = []
+        for block in self.blocks:
+            state: State = {}
+            for name, (shape, dtype) in layout.items():
+                kind, _, index = name.partition(".")
+                if kind in ("memory", "segment_memory"):
+                    initial = block.mixer.memory.initial[int(index)]
+                    state[name] = initial.unsqueeze(0).expand(sessions, *initial.shape)
+                else:
+                    state[name] = torch.zeros(sessions, *shape[1:], dtype=dtype, device=self.device)
+            layers.append(state)
+        return layers
+
+    def initial_state(self) -> SessionState:
+        """M_0, and nothing read."""
+        with torch.inference_mode():
+            return self._states(self.initial_layers(1), [0])[0]
+
+    def _states(self, layers: list[State], positions: Sequence[int]) -> list[SessionState]:
+        stacked = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+        return [
+            SessionState(position, {name: t[:, b].clone() for name, t in stacked.items()})
+            for b, position in enumerate(positions)
+        ]
+
+    def _layers(self, states: Sequence[SessionState]) -> list[State]:
+        """Sessions side by side, layer by layer; no copy where there is one."""
+        batch = {
+            name: states[0].tensors[name].unsqueeze(1)
+            if len(states) == 1
+            else torch.stack([s.tensors[name] for s in states], 1)
+            for name in states[0].tensors
+        }
+        return [{name: t[i] for name, t in batch.items()} for i in range(self.config.layers)]
+
+    def _places(self, states: Sequence[SessionState], length: int) -> Places:
+        start = torch.tensor([s.position for s in states], dtype=torch.int64, device=self.device)
+        return Places.of(self.config, start, length)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens.to(self.device), self.embedding).to(self.master)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``hidden`` `[..., dim]`, normed, to `[..., vocab]` in fp32."""
+        return dense(hidden, self.embedding.to(self.compute)).to(self.master)
+
+    def forward(self, tokens: Tensor) -> Training:
+        """Whole chunks ``tokens`` `[B, n chunk]` of fresh sessions, differentiable."""
+        start = torch.zeros(tokens.shape[0], dtype=torch.int64, device=self.device)
+        places = Places.of(self.config, start, tokens.shape[1])
+        x = self.embed(tokens)
+        gates = []
+        for block, state in zip(self.blocks, self.initial_layers(tokens.shape[0]), strict=True):
+            mixed, history = block.mixer.sequence(block.norm_mixer(x), state, places)
+            x = block.feed(x, mixed)
+            gates.append(torch.cat([learned.gates.flatten(4) for learned in history], 4))
+        return Training(self.norm(x), gates)
+
+    @torch.inference_mode()
+    def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
+        """Commit whole chunks ``tokens`` `[B, n chunk]` on states that have nothing pending; the new states."""
+        layers = self._layers(states)
+        places = self._places(states, tokens.shape[1])
+        x = self.embed(tokens)
+        histories = []
+        for block, state in zip(self.blocks, layers, strict=True):
+            mixed, history = block.mixer.sequence(block.norm_mixer(x), state, places)
+            x = block.feed(x, mixed)
+            histories.append(history)
+        positions = [s.position + tokens.shape[1] for s in states]
+        return self._states(layers, positions), summarize(histories)
+
+    @torch.inference_mode()
+    def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
+        """Logits `[B, vocab]` after each state's last pending token, and the chunks to go on from.
+
+        Tokens up to the last input token run as a chunk masked to their number, generated ones after it one by one:
+        so every logit is a function of token ids and kinds alone (spec/memory.md 6).
+        """
+        prefix = [s.kinds.rfind(b"\0") + 1 for s in states]
+        logits = torch.zeros(len(states), self.config.vocab_size, dtype=self.master, device=self.device)
+        chunks: list[OpenChunk | None] = [None] * len(states)
+        for some in (True, False):
+            which = [b for b, n in enumerate(prefix) if (n > 0) == some]
+            if which:
+                rows, opened = self._open([states[b] for b in which], [prefix[b] for b in which])
+                for b, row, chunk in zip(which, rows, opened, strict=True):
+                    logits[b], chunks[b] = row, chunk
+        opened_chunks = [chunk for chunk in chunks if chunk is not None]
+        for i in range(self.config.chunk):
+            which = [b for b, s in enumerate(states) if prefix[b] + i < len(s.pending)]
+            if not which:
+                break
+            ids = torch.tensor([states[b].pending[prefix[b] + i] for b in which])
+            logits[which] = self.decode([opened_chunks[b] for b in which], ids)
+        return logits, opened_chunks
+
+    def _open(self, states: list[SessionState], prefix: list[int]) -> tuple[Tensor, list[OpenChunk]]:
+        layers = self._layers(states)
+        length = torch.tensor(prefix, dtype=torch.int64, device=self.device)
+        group = []
+        x = torch.zeros(len(states), 1, self.config.dim, dtype=self.master, device=self.device)
+        if prefix[0]:
+            padded = torch.zeros(len(states), self.config.chunk, dtype=torch.int64)
+            for b, (state, n) in enumerate(zip(states, prefix, strict=True)):
+                padded[b, :n] = torch.tensor(state.pending[:n])
+            places = self._places(states, self.config.chunk)
+            x = self.embed(padded)
+            for block, state in zip(self.blocks, layers, strict=True):
+                mixed, cache = block.mixer.open(block.norm_mixer(x), state, places, length)
+                x = block.feed(x, mixed)
+                group.append(cache)
+            x = x[torch.arange(len(states)), length - 1]
+        else:
+            group = [block.mixer.empty(state) for block, state in zip(self.blocks, layers, strict=True)]
+        # The caches are changed in place from here on: nothing in them may be shared with a committed state.
+        group = [
+            {k: v if k.startswith(("memory.", "momentum.", "segment_")) else v.clone() for k, v in cache.items()}
+            for cache in group
+        ]
+        opened = [
+            OpenChunk(state, state.pending[:n], state.kinds[:n], group, b)
+            for b, (state, n) in enumerate(zip(states, prefix, strict=True))
+        ]
+        return self.logits(self.norm(x)).view(len(states), -1), opened
+
+    @torch.inference_mode()
+    def decode(self, chunks: Sequence[OpenChunk], tokens: Tensor) -> Tensor:
+        """Append one generated token to each open chunk, which must have room; logits `[B, vocab]` after it."""
+        group = group_of(chunks)
+        index = torch.tensor([c.length for c in chunks], dtype=torch.int64, device=self.device)
+        start = index + torch.tensor([c.committed.position for c in chunks], device=self.device)
+        places = Places.of(self.config, start, 1)
+        x = self.embed(tokens.view(-1, 1))
+        for block, cache in zip(self.blocks, group, strict=True):
+            x = block.feed(x, block.mixer.step(block.norm_mixer(x), cache, index, places))
+        for chunk, token in zip(chunks, tokens.tolist(), strict=True):
+            chunk.append(token, GENERATED)
+        return self.logits(self.norm(x[:, 0]))

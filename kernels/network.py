@@ -1,0 +1,94 @@
+"""The memory network: a plain forward pass and the per-token factors of its inner gradient. Knows no gate, no chunk.
+
+M(x) = [x +] [LN](W_L act(... act(W_1 x))), weights `[N, out, in]`, tokens are rows `[N, L, d]`; N is batch times
+heads. Titans (NeurIPS text) 3.3; the factors are the two sides of each rank-one gradient (spec/memory.md 1, 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORM_EPSILON = 1e-6
+
+
+def activation(z: Tensor) -> Tensor:
+    return F.gelu(z, approximate="tanh")
+
+
+def activation_backward(gradient: Tensor, z: Tensor) -> Tensor:
+    """gradient * act'(z)."""
+    return torch.ops.aten.gelu_backward(gradient, z, approximate="tanh")
+
+
+def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Layer norm without affine part over the last dimension; also 1/std `[..., 1]`."""
+    centred = z - z.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPSILON)
+    return centred * rstd, rstd
+
+
+def finish(z: Tensor, x: Tensor, residual: bool, norm: bool) -> Tensor:
+    """From the last product to M(x)."""
+    if norm:
+        z = normalize(z)[0]
+    return x + z if residual else z
+
+
+def retrieve(weights: Sequence[Tensor], x: Tensor, residual: bool, norm: bool) -> Tensor:
+    """M(x) `[N, L, d]` (Titans eq. 15)."""
+    a = x
+    for i, weight in enumerate(weights):
+        z = torch.bmm(a, weight.transpose(1, 2))
+        a = activation(z) if i + 1 < len(weights) else z
+    return finish(a, x, residual, norm)
+
+
+class Factors(NamedTuple):
+    """The gradient of ||M(k) - v||^2 for W_l and token t is the outer product of delta[l][t] and inputs[l][t]."""
+
+    inputs: list[Tensor]
+    """Per memory layer `[N, L, in]`."""
+    deltas: list[Tensor]
+    """Per memory layer `[N, L, out]`, clipped where a clip is set."""
+    norms: Tensor
+    """`[N, depth, L]`: norm of each gradient before clipping."""
+
+
+def gradient_factors(
+    weights: Sequence[Tensor], k: Tensor, v: Tensor, residual: bool, norm: bool, clip: float | None
+) -> Factors:
+    """Forward and backward of the inner loss at ``weights`` for keys and values `[N, L, d]`."""
+    inputs, zs = [k], []
+    for i, weight in enumerate(weights):
+        z = torch.bmm(inputs[-1], weight.transpose(1, 2))
+        zs.append(z)
+        if i + 1 < len(weights):
+            inputs.append(activation(z))
+    out = zs[-1]
+    rstd = None
+    if norm:
+        out, rstd = normalize(out)
+    error = out - v
+    if residual:
+        error = error + k
+    delta = 2 * error
+    if rstd is not None:
+        centred = delta - delta.mean(-1, keepdim=True)
+        delta = rstd * (centred - out * (delta * out).mean(-1, keepdim=True))
+    deltas = [delta]
+    for i in range(len(weights) - 1, 0, -1):
+        delta = activation_backward(torch.bmm(delta, weights[i]), zs[i - 1])
+        deltas.insert(0, delta)
+    square = torch.stack(
+        [d.square().sum(-1) * a.square().sum(-1) for d, a in zip(deltas, inputs, strict=True)], dim=1
+    )
+    norms = torch.sqrt(square + 1e-30)
+    if clip is not None:
+        factor = (clip / norms).clamp(max=1.0)
+        deltas = [d * factor[:, i].unsqueeze(-1) for i, d in enumerate(deltas)]
+    return Factors(inputs, deltas, norms)
