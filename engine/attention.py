@@ -29,11 +29,11 @@ class Places(NamedTuple):
     sin: Tensor
 
     @classmethod
-    def of(cls, config: ModelConfig, start: Tensor, length: int) -> Places:
+    def of(cls, config: ModelConfig, start: Tensor, length: int, dtype: torch.dtype) -> Places:
         positions = start[:, None] + torch.arange(length, device=start.device)
         if config.variant == "mac":
             positions = positions % config.segment
-        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta, dtype)
         return cls(start, cos.unsqueeze(1), sin.unsqueeze(1))
 
 

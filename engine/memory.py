@@ -54,6 +54,9 @@ class NeuralMemory(nn.Module):
         with torch.no_grad():
             self.conv[-1] += 1.0
             if depth > 1:
+                # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token
+                # could hardly be written in one step; and a memory that has read nothing should say little.
+                self.initial[0] *= 2.0
                 self.initial[-1] *= 0.1
 
     def _initial_bias(self) -> Tensor:
@@ -72,15 +75,19 @@ class NeuralMemory(nn.Module):
     def rule(self) -> dict[str, bool]:
         return {"residual": self.config.memory.residual, "norm": self.config.memory.norm}
 
-    def features(self, streams: Tensor, weight: Tensor, tail: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(
+        self, streams: Tensor, weight: Tensor, tail: Tensor, keys: int
+    ) -> tuple[list[Tensor], Tensor]:
         """Convolve projected streams `[B, T, S d]` after their tail; S tensors `[B, H, T, head_dim]`, and the rows
-        `[B, K - 1 + T, S d]` that a later tail is cut from."""
+        `[B, K - 1 + T, S d]` that a later tail is cut from. The first ``keys`` tensors are queries or keys, of unit
+        norm; what follows is a value."""
         c = self.config
         rows = torch.cat([tail.to(streams.dtype), streams], 1)
         mixed = F.silu(causal_conv(rows.to(weight.dtype), weight))
         B, T, _ = mixed.shape
         split = mixed.view(B, T, -1, c.heads, c.head_dim).permute(2, 0, 3, 1, 4).contiguous()
-        return list(split.unbind(0)), rows
+        parts = list(split.unbind(0))
+        return [network.unit(x) for x in parts[:keys]] + parts[keys:], rows
 
     def gates(self, u: Tensor) -> Tensor:
         """theta, eta, alpha of tokens ``u`` `[B, T, dim]` in fp32: `[3, B, H, D, T]`."""
@@ -136,7 +143,7 @@ class NeuralMemory(nn.Module):
 
     def sequence(self, u: Tensor, state: State) -> tuple[Tensor, Learned, Tensor]:
         """MAG, MAL, LMM: read and store whole chunks of ``u`` `[B, T, dim]`; output, what was learned, conv rows."""
-        (q, k, v), rows = self.features(self.project(u), self.conv, state["tails"])
+        (q, k, v), rows = self.features(self.project(u), self.conv, state["tails"], keys=2)
         state["tails"] = rows[:, -(self.config.conv - 1) :]
         learned = self.learn(k, v, u, state)
         return self.emit(self.read(q, learned), u), learned, rows
@@ -190,6 +197,6 @@ class NeuralMemory(nn.Module):
 
     def sequence_step(self, u: Tensor, cache: State, index: Tensor) -> Tensor:
         """MAG, MAL, LMM: ``sequence`` for one token, ``u`` `[B, 1, dim]`."""
-        (q, k, v), rows = self.features(self.project(u), self.conv, cache["tails"])
+        (q, k, v), rows = self.features(self.project(u), self.conv, cache["tails"], keys=2)
         cache["tails"].copy_(rows[:, 1:])
         return self.emit(self.step(q, k, v, u, cache, index), u)

@@ -1,9 +1,10 @@
 """What the server and an engine say to each other. Plain data; knows no socket, no tensor and no model.
 
-States are named by handles. A handle is a string that the caller makes up; the engine binds it to an immutable
-``SessionState``. An operation never changes the state of its ``base``: it binds a new state to ``result``. So a fork
-costs nothing, a turn that fails leaves no trace, and a ``learn: false`` turn is one whose result is released.
-The handle ``INITIAL`` is always bound to the state of a session that has read nothing.
+States are named by handles. A handle is a string that the caller makes up; the engine binds it to an
+immutable ``SessionState``. An operation never changes the state of its ``base``: it binds a new state to
+``result``. So a fork costs nothing, a turn that fails leaves no trace, and a ``learn: false`` turn is one
+whose result is released. The handle ``INITIAL`` is always bound to the state of a session that has read
+nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to draw tokens. Draws are keyed by (seed, choice, absolute position), so a resumed session repeats them."""
+    """How to draw tokens. Draws are keyed by (seed, choice, absolute position), so a resumed session repeats
+    them."""
 
     max_tokens: int = 16
     temperature: float = 1.0
@@ -37,6 +39,7 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the answer and aren't part of it."""
     ignore_eos: bool = False
+    """``stop_ids`` end nothing: they are emitted like any other token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,11 @@ class Advance:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Read ``prompt`` on top of ``base`` and emit tokens; answered by Progress and Token, then Finished or Failed.
+    """Read ``prompt`` on top of ``base`` and emit tokens; answered by Progress and Token, then Finished or
+    Failed.
 
-    ``result`` is bound to base + prompt + all emitted tokens, the emitted ones of kind GENERATED; None keeps nothing.
+    ``result`` is bound to base + prompt + all emitted tokens, the emitted ones of kind GENERATED; None keeps
+    nothing.
     """
 
     request_id: str
@@ -69,7 +74,8 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The state of ``handle`` as bytes (checkpoints.snapshot's tensor form); answered by Exported or Failed."""
+    """The state of ``handle`` as bytes (checkpoints.snapshot's tensor form); answered by Exported or
+    Failed."""
 
     request_id: str
     handle: str
@@ -93,7 +99,8 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel:
-    """Stop a request at the next step; it is answered by Failed(error="Cancelled"). Not answered otherwise."""
+    """Stop a request at the next step; it is answered by Failed(error="Cancelled"). Not answered
+    otherwise."""
 
     request_id: str
 

@@ -148,12 +148,12 @@ class MemoryAsContext(Gated):
         memory, attention, d = self.memory, self.attention, self.config.dim
         assert memory.query is not None
         tails = state["tails"]
-        (q,), query_rows = memory.features(memory.query(u), memory.conv[:, :d], tails[..., :d])
+        (q,), query_rows = memory.features(memory.query(u), memory.conv[:, :d], tails[..., :d], keys=1)
         h = memory.recall(q, state)
         h = h.transpose(1, 2).reshape(u.shape)
         queries = attention.segment_rows(u, h, buffers, offset, places)
         y = attention.segment(queries, buffers, offset)
-        (k, v, q), rows = memory.features(memory.project(y), memory.conv[:, d:], tails[..., d:])
+        (k, q, v), rows = memory.features(memory.project(y), memory.conv[:, d:], tails[..., d:], keys=2)
         return y, q, k, v, torch.cat([query_rows, rows], -1)
 
     def empty(self, state: State) -> State:

@@ -125,7 +125,7 @@ class Titans(nn.Module):
 
     def _places(self, states: Sequence[SessionState], length: int) -> Places:
         start = torch.tensor([s.position for s in states], dtype=torch.int64, device=self.device)
-        return Places.of(self.config, start, length)
+        return Places.of(self.config, start, length, self.master)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return F.embedding(tokens.to(self.device), self.embedding).to(self.master)
@@ -137,7 +137,7 @@ class Titans(nn.Module):
     def forward(self, tokens: Tensor) -> Training:
         """Whole chunks ``tokens`` `[B, n chunk]` of fresh sessions, differentiable."""
         start = torch.zeros(tokens.shape[0], dtype=torch.int64, device=self.device)
-        places = Places.of(self.config, start, tokens.shape[1])
+        places = Places.of(self.config, start, tokens.shape[1], self.master)
         x = self.embed(tokens)
         gates = []
         for block, state in zip(self.blocks, self.initial_layers(tokens.shape[0]), strict=True):
@@ -220,7 +220,7 @@ class Titans(nn.Module):
         group = group_of(chunks)
         index = torch.tensor([c.length for c in chunks], dtype=torch.int64, device=self.device)
         start = index + torch.tensor([c.committed.position for c in chunks], device=self.device)
-        places = Places.of(self.config, start, 1)
+        places = Places.of(self.config, start, 1, self.master)
         x = self.embed(tokens.view(-1, 1))
         for block, cache in zip(self.blocks, group, strict=True):
             x = block.feed(x, block.mixer.step(block.norm_mixer(x), cache, index, places))

@@ -36,7 +36,39 @@ class Scan(NamedTuple):
 
 
 def _flush(x: Tensor) -> Tensor:
+    if x.requires_grad:
+        return x
     return torch.where(x.abs() < TINY, torch.zeros_like(x), x)
+
+
+def learn_chunk(
+    M: list[Tensor],
+    S: list[Tensor],
+    k: Tensor,
+    v: Tensor,
+    scalars: Tensor,
+    rows: Tensor,
+    *,
+    residual: bool,
+    norm: bool,
+    clip: float | None,
+) -> tuple[list[Tensor], list[Tensor], network.Factors]:
+    """One chunk: M' = A M + F S - (w delta)^T a and S' = E S - (s delta)^T a for every memory layer.
+
+    ``M``, ``S`` `[N, out, in]`; ``k``, ``v`` `[N, L, d]`; ``scalars`` A, F, E of the chunk's end `[N, D, 3]`;
+    ``rows`` w, s `[N, D, L, 2]`.
+    """
+    factors = network.gradient_factors(M, k, v, residual, norm, clip)
+    memory, momentum = [], []
+    for i in range(len(M)):
+        out = M[i].shape[1]
+        A, F, E = scalars[:, i].unsqueeze(-1).unsqueeze(-1).unbind(1)
+        delta, weight = factors.deltas[i], rows[:, i]
+        weighted = torch.cat([delta * weight[..., :1], delta * weight[..., 1:]], -1)
+        step = torch.bmm(weighted.transpose(1, 2), factors.inputs[i])
+        memory.append(torch.addcmul(A * M[i] - step[:, :out], F, S[i]))
+        momentum.append(_flush(E * S[i] - step[:, out:]))
+    return memory, momentum, factors
 
 
 def scan(
@@ -59,29 +91,24 @@ def scan(
     N = B * H
     M = [m.reshape(N, *m.shape[2:]) for m in memory]
     S = [s.reshape(N, *s.shape[2:]) for s in momentum]
-    # Only each chunk's last row moves the state: M' = A M + F S - (w delta)^T a, S' = E S - (s delta)^T a.
-    last = [
-        torch.stack([x[..., -1] for x in (decay.A, decay.F, decay.E)], -1).reshape(N, len(M), n, 3),
-        torch.stack([decay.G[..., -1, :], decay.P[..., -1, :]], -1).reshape(N, len(M), n, L, 2),
-    ]
+    # Only each chunk's last row moves the state.
+    scalars = torch.stack([x[..., -1] for x in (decay.A, decay.F, decay.E)], -1).reshape(N, len(M), n, 3)
+    rows = torch.stack([decay.G[..., -1, :], decay.P[..., -1, :]], -1).reshape(N, len(M), n, L, 2)
     ks, vs = k.reshape(N, n, L, d), v.reshape(N, n, L, d)
     starts: list[list[Tensor]] = [[] for _ in M]
     inputs: list[list[Tensor]] = [[] for _ in M]
     deltas: list[list[Tensor]] = [[] for _ in M]
     norms = []
     for c in range(n):
-        factors = network.gradient_factors(M, ks[:, c], vs[:, c], residual, norm, clip)
-        norms.append(factors.norms)
         for i in range(len(M)):
             starts[i].append(torch.stack([M[i], S[i]], 1))
+        M, S, factors = learn_chunk(
+            M, S, ks[:, c], vs[:, c], scalars[:, :, c], rows[:, :, c], residual=residual, norm=norm, clip=clip
+        )
+        norms.append(factors.norms)
+        for i in range(len(M)):
             inputs[i].append(factors.inputs[i])
             deltas[i].append(factors.deltas[i])
-            out = M[i].shape[1]
-            A, F, E = last[0][:, i, c].unsqueeze(-1).unsqueeze(-1).unbind(1)
-            w = last[1][:, i, c]
-            weighted = torch.cat([factors.deltas[i] * w[..., :1], factors.deltas[i] * w[..., 1:]], -1)
-            step = torch.bmm(weighted.transpose(1, 2), factors.inputs[i])
-            M[i], S[i] = A * M[i] + F * S[i] - step[:, :out], _flush(E * S[i] - step[:, out:])
 
     def chunks(parts: list[Tensor]) -> Tensor:
         stacked = torch.stack(parts, 1)

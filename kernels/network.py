@@ -25,6 +25,11 @@ def activation_backward(gradient: Tensor, z: Tensor) -> Tensor:
     return torch.ops.aten.gelu_backward(gradient, z, approximate="tanh")
 
 
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension, eps inside the root: a vector of zero norm stays zero."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + NORM_EPSILON)
+
+
 def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
     """Layer norm without affine part over the last dimension; also 1/std `[..., 1]`."""
     centred = z - z.mean(-1, keepdim=True)

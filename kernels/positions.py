@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin `[..., head_dim / 2]` in fp32 of int64 positions `[...]`.
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin `[..., head_dim / 2]` of int64 positions `[...]`.
 
-    Angles are reduced modulo 2 pi in float64 before they become fp32, so a position of ten million keeps its phase.
+    Angles are reduced modulo 2 pi in float64 before they are rounded, so a position of ten million keeps its phase.
     """
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
     angle = torch.remainder(positions.to(torch.float64).unsqueeze(-1) * frequency, 2 * math.pi)
-    return torch.cos(angle).float(), torch.sin(angle).float()
+    return torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

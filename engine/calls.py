@@ -1,0 +1,189 @@
+"""The asyncio side of an engine, whatever carries the messages. Owns the pending calls; knows no socket or
+process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+from mnemosyne.engine import errors
+from mnemosyne.engine.errors import EngineError, EngineUnavailable, MnemosyneError
+from mnemosyne.engine.messages import (
+    Advance,
+    Advanced,
+    Cancel,
+    EngineInfo,
+    Event,
+    Export,
+    Exported,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Progress,
+    Release,
+    Request,
+    Sampling,
+    Stats,
+    StatsReport,
+    Token,
+)
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer", Advanced, Exported, Loaded, StatsReport)
+
+
+class Calls(ABC):
+    """``interface.EngineLike`` but for ``start`` and ``close``, over ``_send`` (out) and ``_receive``
+    (in)."""
+
+    def __init__(self) -> None:
+        self._info: EngineInfo | None = None
+        self._incarnation = 0
+        self._ids = itertools.count(1)
+        self._pending: dict[str, asyncio.Queue[Event]] = {}
+        self._hooks: list[Callable[[], None]] = []
+
+    @abstractmethod
+    def _send(self, request: Request) -> None:
+        """Pass ``request`` to the engine without waiting. Raises EngineUnavailable if there is none."""
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineUnavailable("the engine isn't ready")
+        return self._info
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool: ...
+
+    @property
+    def incarnation(self) -> int:
+        return self._incarnation
+
+    def on_restart(self, hook: Callable[[], None]) -> None:
+        self._hooks.append(hook)
+
+    async def advance(
+        self,
+        base: str,
+        result: str,
+        tokens: tuple[int, ...],
+        kinds: bytes | None = None,
+        tenant: str = "",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Advanced:
+        request = Advance(
+            request_id=self._new_id(), tenant=tenant, base=base, result=result, tokens=tokens, kinds=kinds
+        )
+        return await self._call(request, Advanced, on_progress)
+
+    async def generate(
+        self,
+        base: str,
+        result: str | None,
+        prompt: tuple[int, ...],
+        sampling: Sampling,
+        tenant: str = "",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> AsyncGenerator[Token | Finished, None]:
+        request = Generate(
+            request_id=self._new_id(),
+            tenant=tenant,
+            base=base,
+            result=result,
+            prompt=prompt,
+            sampling=sampling,
+        )
+        async with aclosing(self._events(request, on_progress)) as events:
+            async for event in events:
+                if isinstance(event, Token | Finished):
+                    yield event
+
+    async def export(self, handle: str) -> bytes:
+        return (await self._call(Export(request_id=self._new_id(), handle=handle), Exported)).data
+
+    async def load(self, handle: str, data: bytes) -> Loaded:
+        return await self._call(Load(request_id=self._new_id(), handle=handle, data=data), Loaded)
+
+    def release(self, handle: str) -> None:
+        if self.ready:
+            self._send(Release(handle=handle))
+
+    async def stats(self) -> dict[str, float]:
+        return (await self._call(Stats(request_id=self._new_id()), StatsReport)).values
+
+    def _new_id(self) -> str:
+        return f"{self._incarnation}.{next(self._ids)}"
+
+    async def _call(
+        self,
+        request: Advance | Export | Load | Stats,
+        answer: type[Answer],
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Answer:
+        async with aclosing(self._events(request, on_progress)) as events:
+            async for event in events:
+                if isinstance(event, answer):
+                    return event
+        raise EngineError(f"no {answer.__name__} to a {type(request).__name__}")
+
+    async def _events(
+        self,
+        request: Advance | Generate | Export | Load | Stats,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> AsyncGenerator[Event, None]:
+        """Send ``request`` and yield its events but Progress up to the last one; raise what a Failed names.
+
+        Left early, for whatever reason, it cancels the request."""
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._pending[request.request_id] = queue
+        running = False
+        try:
+            self._send(request)
+            running = True
+            while running:
+                event = await queue.get()
+                running = isinstance(event, Progress | Token)
+                if isinstance(event, Failed):
+                    raise named(event)
+                if not isinstance(event, Progress):
+                    yield event
+                elif on_progress is not None:
+                    on_progress(event)
+        finally:
+            del self._pending[request.request_id]
+            if running and self.ready:
+                self._send(Cancel(request_id=request.request_id))
+
+    def _receive(self, event: Event) -> None:
+        """To be called on the event loop with each event. One whose caller has left is dropped."""
+        queue = self._pending.get(event.request_id)
+        if queue is not None:
+            queue.put_nowait(event)
+
+    def _fail_pending(self, message: str) -> None:
+        for request_id, queue in self._pending.items():
+            queue.put_nowait(Failed(request_id=request_id, error=EngineUnavailable.__name__, message=message))
+
+    def _restarted(self) -> None:
+        for hook in self._hooks:
+            try:
+                hook()
+            except Exception:
+                log.exception("a hook for the engine's restart failed")
+
+
+def named(failed: Failed) -> MnemosyneError:
+    """The exception that ``failed`` names."""
+    cls = getattr(errors, failed.error, None)
+    if not (isinstance(cls, type) and issubclass(cls, MnemosyneError)):
+        cls = EngineError
+    return cls(failed.message, **failed.attributes)

@@ -1,0 +1,72 @@
+"""In which precision this machine computes, and what else the bits depend on. Knows no session and no
+file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Literal
+
+import torch
+
+from mnemosyne.engine.config import ModelConfig
+from mnemosyne.engine.errors import ConfigError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+REVISION = "1"
+"""Of the kernels: another one whenever a change of theirs may change a bit."""
+_ROWS = 512
+_GAIN = 1.5
+"""How much faster bf16 must be: where the CPU has no instructions for it it is slower, where it has it wins
+by far."""
+
+
+def choose(config: ModelConfig, device: torch.device, precision: Precision = "auto") -> torch.dtype:
+    """The type of the dense products; ``auto`` measures one of them for some milliseconds on a CPU."""
+    if precision != "auto":
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    if device.type != "cpu":
+        return torch.bfloat16
+    slow, fast = (_seconds(config, dtype) for dtype in (torch.float32, torch.bfloat16))
+    return torch.bfloat16 if slow > _GAIN * fast else torch.float32
+
+
+def _seconds(config: ModelConfig, dtype: torch.dtype) -> float:
+    """The best of several, so that what else the machine does at the moment doesn't decide."""
+    x = torch.ones(_ROWS, config.dim, dtype=dtype)
+    weight = torch.ones(config.ffn, config.dim, dtype=dtype)
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises ConfigError where there is no such device."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device was found; serve with --device cpu")
+    return torch.device(name)
+
+
+def describe(device: torch.device, compute: torch.dtype) -> dict[str, str]:
+    """Everything that two engines must have in common for their states to be equal to the bit."""
+    kind = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    return {
+        "device": device.type,
+        "kind": kind,
+        "compute": str(compute).removeprefix("torch."),
+        "kernels": REVISION,
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def fingerprint(numerics: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(numerics, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,169 @@
+"""Messages as bytes on a stream: a 4-byte length, a JSON header, an 8-byte length, a raw payload;
+little-endian.
+
+Bytes fields and token ids travel in the payload (ids as int32), everything else in the header. Plain data
+only: what arrives is checked against the message's declared types, and nothing but the messages listed here
+can be made of it. Knows no socket; a reader is any function that gives exactly n bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from mnemosyne.engine import messages
+from mnemosyne.engine.errors import EngineError, RequestError
+from mnemosyne.engine.messages import EngineInfo, Event, Request
+
+Message = Request | Event | EngineInfo
+
+MAX_HEADER = 1 << 24
+"""Bytes; logit biases, log probabilities and traces are the largest things in it."""
+MAX_PAYLOAD = 1 << 32
+"""Bytes; the state of the largest preset is a small part of it."""
+
+_TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Message)}
+_HINTS = {cls: get_type_hints(cls) for cls in (*_TYPES.values(), messages.Sampling, messages.ChunkTrace)}
+_IDS = tuple[int, ...]
+
+
+def encode(message: Message) -> bytes:
+    """One frame. Raises RequestError for a token id beyond 32 bits, EngineError for a frame beyond the
+    bounds."""
+    hints = _HINTS[type(message)]
+    fields: dict[str, Any] = {}
+    parts: list[bytes] = []
+    lengths: dict[str, int] = {}
+    for field in dataclasses.fields(message):
+        value = getattr(message, field.name)
+        if isinstance(value, bytes):
+            parts.append(value)
+        elif hints[field.name] == _IDS:
+            parts.append(_pack_ids(value, field.name))
+        else:
+            fields[field.name] = value
+            continue
+        lengths[field.name] = len(parts[-1])
+    header = {"type": type(message).__name__, "fields": fields, "payload": lengths}
+    head = json.dumps(header, default=_plain, separators=(",", ":")).encode()
+    size = sum(map(len, parts))
+    if len(head) > MAX_HEADER or size > MAX_PAYLOAD:
+        raise EngineError(f"a message of {len(head)} + {size} bytes is larger than a frame may be")
+    return b"".join([len(head).to_bytes(4, "little"), head, size.to_bytes(8, "little"), *parts])
+
+
+def header_size(prefix: bytes) -> int:
+    """Of the first 4 bytes of a frame."""
+    return _bounded(prefix, MAX_HEADER)
+
+
+def payload_size(prefix: bytes) -> int:
+    """Of the 8 bytes after the header."""
+    return _bounded(prefix, MAX_PAYLOAD)
+
+
+def decode(head: bytes, payload: bytes) -> Message:
+    """The message of a frame. Raises EngineError for whatever isn't one."""
+    try:
+        header = json.loads(head)
+        cls, fields, lengths = _TYPES[header["type"]], header["fields"], header["payload"]
+        hints = _HINTS[cls]
+        start = 0
+        for field, length in lengths.items():
+            part = payload[start : start + length]
+            if length < 0 or len(part) != length or field in fields:
+                raise ValueError(f"{field} isn't in the payload")
+            fields[field] = _unpack_ids(part) if hints[field] == _IDS else part
+            start += length
+        if start != len(payload):
+            raise ValueError(f"{len(payload) - start} bytes too many")
+        message: Message = _build(cls, fields)
+        return message
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise EngineError(f"a malformed message: {type(error).__name__}: {error}") from error
+
+
+def read(stream: BinaryIO) -> Message | None:
+    """The next message of a blocking stream, None at its end. Raises EngineError if it ends inside a
+    frame."""
+    prefix = stream.read(4)
+    if not prefix:
+        return None
+    head = _exactly(stream, header_size(_whole(prefix, 4)))
+    return decode(head, _exactly(stream, payload_size(_exactly(stream, 8))))
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    return _whole(stream.read(size), size)
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise EngineError(f"the connection ended inside a message ({len(data)} of {size} bytes)")
+    return data
+
+
+def _bounded(prefix: bytes, most: int) -> int:
+    size = int.from_bytes(prefix, "little")
+    if size > most:
+        raise EngineError(f"a malformed message: {size} bytes announced, at most {most} are allowed")
+    return size
+
+
+def _pack_ids(ids: tuple[int, ...], name: str) -> bytes:
+    try:
+        wide = np.array(ids, dtype=np.int64)
+        if wide.size and (wide.min() < -(1 << 31) or wide.max() >= 1 << 31):
+            raise OverflowError
+    except OverflowError as error:
+        raise RequestError(f"a token id in {name} is far outside any vocabulary", param=name) from error
+    return wide.astype("<i4").tobytes()
+
+
+def _unpack_ids(part: bytes) -> tuple[int, ...]:
+    return tuple(np.frombuffer(part, dtype="<i4").tolist())
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+def _build(hint: Any, value: Any) -> Any:
+    """``value`` (of JSON, or from the payload) as the declared type. Raises TypeError or ValueError if it
+    isn't one."""
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise TypeError(f"a {getattr(hint, '__name__', hint)} expected")
+        hints = _HINTS[hint]  # type: ignore[index]
+        return hint(**{name: _build(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{value!r} is not one of {args}")
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _build(next(arg for arg in args if arg is not type(None)), value)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError("a list expected")
+        if args[-1] is Ellipsis:
+            return tuple(_build(args[0], item) for item in value)
+        return tuple(_build(arg, item) for arg, item in zip(args, value, strict=True))
+    if origin is dict:
+        key, item = args
+        return {(int(k) if key is int else str(k)): _build(item, v) for k, v in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError(f"a {hint.__name__} expected, not {type(value).__name__}")
+    return value

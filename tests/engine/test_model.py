@@ -1,0 +1,64 @@
+"""The chunk form of the whole model against the token-by-token reference, and decode against the chunk form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mnemosyne.engine.advance import advance
+from mnemosyne.engine.state import GENERATED, SessionState
+from tests.engine.models import VARIANTS, random_tokens, small_config, small_model
+from tests.engine.reference_model import reference
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_chunk_form_equals_reference(variant, depth, norm):
+    config = small_config(variant, dim=32, depth=depth, norm=norm)
+    model = small_model(config, torch.float64)
+    tokens = random_tokens(3 * config.segment // 2 + 5, seed=depth)
+    expected, layers = reference(model, tokens)
+    state = advance(model, model.initial_state(), tokens, chunk=config.chunk)
+    logits, _ = model.open_chunk([state])
+    assert error(logits[0], expected[-1]) < 1e-8
+    # The reference went on into the open chunk; run it again over what is committed.
+    _, layers = reference(model, tokens[: state.position])
+    for i in range(depth):
+        want = torch.stack([torch.stack(layer.M[i]) for layer in layers])
+        assert error(state.tensors[f"memory.{i}"], want) < 1e-8
+        want = torch.stack([torch.stack(layer.S[i]) for layer in layers])
+        assert error(state.tensors[f"momentum.{i}"], want) < 1e-8
+        start = model.initial_state().tensors[f"memory.{i}"]
+        assert error(start, state.tensors[f"memory.{i}"]) > 1e-2, "the memory has to change for this to mean anything"
+
+
+@pytest.mark.parametrize(("compute", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decode_equals_chunk_path(variant, compute, bound):
+    config = small_config(variant)
+    model = small_model(config, compute)
+    base = advance(model, model.initial_state(), random_tokens(100, seed=3), chunk=config.chunk)
+    for length in (1, 7, config.chunk):
+        ids = tuple(random_tokens(length, seed=length))
+        as_input = SessionState(base.position, base.tensors, ids, bytes(length))
+        as_generated = SessionState(base.position, base.tensors, ids, bytes([GENERATED]) * length)
+        chunked, decoded = model.open_chunk([as_input])[0], model.open_chunk([as_generated])[0]
+        assert (chunked - decoded).abs().max() < bound * chunked.square().mean().sqrt()
+
+
+def test_long_positions_keep_their_phase():
+    config = small_config("mag")
+    model = small_model(config, torch.float64)
+    near = advance(model, model.initial_state(), random_tokens(64, seed=1), chunk=config.chunk)
+    tokens = random_tokens(9, seed=2)
+    far = SessionState(near.position + 10_000_000 * config.chunk, near.tensors, near.pending, near.kinds)
+    # The window's keys were rotated near: only what is read from here on can agree, so fill the window anew.
+    fresh = random_tokens(config.window + 2 * config.chunk, seed=4)
+    ends = [advance(model, s, fresh + tokens, chunk=config.chunk) for s in (near, far)]
+    first, second = (model.open_chunk([end])[0] for end in ends)
+    assert error(second, first) < 1e-3
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())

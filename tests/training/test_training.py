@@ -1,0 +1,148 @@
+"""The loop on the CPU at toy size: it learns, stops in time, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from mnemosyne.engine.advance import advance
+from mnemosyne.engine.model import Titans
+from mnemosyne.training import evaluate, shards
+from mnemosyne.training.curriculum import Curriculum
+from mnemosyne.training.export import export
+from mnemosyne.training.feed import draw, sampler
+from mnemosyne.training.settings import Settings
+from mnemosyne.training.step import Step, write_penalty
+from mnemosyne.training.train import build, learning_rate, train
+
+
+def test_steps_lower_the_loss(settings: Settings) -> None:
+    step = Step(build(settings), settings)
+    rows = sampler(settings, 1)
+    losses = []
+    for _ in range(3):
+        for _ in range(8):
+            step(draw(rows, 512, 128, 0.0), 3e-3, 0.0)
+        losses.append(step.read()["text"])
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_penalty_closes_gates_outside_facts(settings: Settings) -> None:
+    step = Step(build(settings), settings)
+    rows = sampler(settings, 1)
+    for _ in range(30):
+        step(draw(rows, 512, 128, 10.0), 1e-2, 20.0)
+    first = step.read()["penalty"]
+    for _ in range(10):
+        step(draw(rows, 512, 128, 10.0), 1e-2, 20.0)
+    assert step.read()["penalty"] < 0.5 * first
+    assert write_penalty(torch.tensor(0.0)) == 0 and write_penalty(torch.tensor(1.0)) == pytest.approx(1)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(settings: Settings) -> None:
+    settings = dataclasses.replace(settings, weight_decay=0.0)
+    step = Step(build(settings), settings)
+    batch = draw(sampler(settings, 1), 512, 128, 0.0)
+    before = [p.detach().clone() for p in step.model.parameters()]
+    step(batch._replace(answer=np.where(batch.answer > 0, np.float32(np.inf), np.float32(0))), 1e-2, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
+
+
+def test_a_run_trains_stops_and_goes_on(settings: Settings, tmp_path: Path) -> None:
+    short = dataclasses.replace(settings, minutes=0.03)
+    train(dataclasses.replace(short, seed=1))
+    saved = json.loads((short.out / "run.json").read_text())
+    assert saved["step"] > 0 and saved["model"]["dim"] == 64
+    again = dataclasses.replace(short, resume=short.out, out=tmp_path / "again", minutes=0.03)
+    train(again)
+    gone_on = json.loads((again.out / "run.json").read_text())
+    assert gone_on["step"] > saved["step"]
+
+
+def test_saved_runs_load_exactly(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shards, "LIMIT", 100_000)
+    step = Step(build(settings), settings)
+    step(draw(sampler(settings, 1), 512, 128, 0.0), 1e-3, 0.0)
+    shards.save(tmp_path, step.model, step.optimizer, {"step": 1})
+    assert len(list(tmp_path.glob("weights-*"))) > 1
+    other = Step(build(dataclasses.replace(settings, seed=9)), settings)
+    assert shards.load(tmp_path, other.model, other.optimizer) == {"step": 1}
+    for (name, a), b in zip(step.model.named_parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        expected = step.optimizer.state[a]["exp_avg"].to(torch.bfloat16).float()
+        assert torch.equal(expected, other.optimizer.state[b]["exp_avg"])
+
+
+def test_noise_rises_only_while_answers_are_right() -> None:
+    curriculum = Curriculum([(512, 10), (1024, 1e9)], promote=0.9, noise=0.0, noise_max=30.0)
+    curriculum.observe(0.85)
+    assert curriculum.noise == 0 and curriculum.length == 512 and 0 < curriculum.trust < 1
+    for _ in range(50):
+        curriculum.observe(0.95)
+    assert curriculum.noise == 30 and curriculum.length == 1024 and curriculum.trust > 0.99
+    curriculum.observe(0.2)
+    assert curriculum.noise == pytest.approx(27) and curriculum.trust < 0.9
+
+
+def test_the_learning_rate_warms_up_holds_and_falls(settings: Settings) -> None:
+    rates = [
+        learning_rate(settings, *at)
+        for at in ((0, 0.0), (100, 0.3), (9000, 1 - settings.decay / 2), (9000, 1.0))
+    ]
+    assert rates == pytest.approx([settings.lr / 5, settings.lr, settings.lr / 2, settings.lr / 100])
+
+
+def test_reading_side_by_side_is_reading_alone(settings: Settings, tokenizer: Tokenizer) -> None:
+    model = Titans(settings.model).eval()
+    texts = ["A short text.", "A text that goes on, " * 20, "Another one of them, " * 37]
+    tokens = [tokenizer.encode(text).ids for text in texts]
+    together = evaluate.read(model, [model.initial_state()] * 3, tokens)
+    for state, ids in zip(together, tokens, strict=True):
+        alone = advance(model, model.initial_state(), ids, chunk=model.config.chunk)
+        assert (state.position, state.pending) == (alone.position, alone.pending)
+        for name, tensor in alone.tensors.items():
+            torch.testing.assert_close(state.tensors[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_control_forgets_what_the_memory_read_and_nothing_else(
+    settings: Settings, tokenizer: Tokenizer
+) -> None:
+    model = Titans(settings.model).eval()
+    (state,) = evaluate.read(
+        model, [model.initial_state()], [tokenizer.encode("Some text to read. " * 30).ids]
+    )
+    control, initial = evaluate.forget(model, state), model.initial_state()
+    assert not torch.equal(state.tensors["memory.0"], initial.tensors["memory.0"])
+    assert torch.equal(control.tensors["memory.0"], initial.tensors["memory.0"])
+    assert torch.equal(control.tensors["keys"], state.tensors["keys"]) and control.pending == state.pending
+
+
+def test_evaluation_counts_over_held_out_facts(settings: Settings, tokenizer: Tokenizer) -> None:
+    model = Titans(settings.model).eval()
+    result = evaluate.evaluate(model, tokenizer, 3000, 2, facts=8)
+    assert 0 <= result["right"] <= 1 and 0 <= result["control"] <= 1 and 2800 < result["length"] < 3200
+
+
+def test_export_makes_a_folder_that_computes_the_same(settings: Settings, tmp_path: Path) -> None:
+    step = Step(build(settings), settings)
+    shards.save(
+        tmp_path / "run", step.model, step.optimizer, {"step": 0, "model": dataclasses.asdict(settings.model)}
+    )
+    out = tmp_path / "checkpoint"
+    out.mkdir()
+    with pytest.raises(FileNotFoundError, match="tokenizer"):
+        export(tmp_path / "run", out, 30)
+    (out / "tokenizer.json").write_bytes(settings.tokenizer.read_bytes())
+    export(tmp_path / "run", out, 30)
+    assert json.loads((out / "prompt.json").read_text())["promise"] == {"demo_right": 30}
+    loaded = load_file(out / "model.safetensors")
+    for name, p in step.model.named_parameters():
+        torch.testing.assert_close(loaded[name].float(), p.detach(), rtol=4e-3, atol=1e-6)
+    assert loaded["blocks.0.mixer.memory.gate_weight"].dtype == torch.float32

@@ -1,0 +1,90 @@
+"""Worker processes that make rows while the GPU computes. Owns the processes and their queue; knows no model.
+
+Workers follow the curriculum through two shared numbers, so a batch already queued may still be of the last
+stage.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+from multiprocessing.sharedctypes import Synchronized
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from mnemosyne.training import corpus
+from mnemosyne.training.samples import MAX_FACTS, Sampler
+from mnemosyne.training.settings import Settings
+
+SHARES = {"books": 0.4, "docs": 0.6}
+
+
+class Arrays(NamedTuple):
+    """One batch as it travels: ``tokens`` and ``fact`` [B, T], the rest [B, K] (``samples.Targets``)."""
+
+    tokens: NDArray[Any]
+    fact: NDArray[Any]
+    at: NDArray[Any]
+    target: NDArray[Any]
+    answer: NDArray[Any]
+    text: NDArray[Any]
+    distance: NDArray[Any]
+
+
+def draw(sampler: Sampler, step_tokens: int, length: int, noise: float) -> Arrays:
+    """A batch of about ``step_tokens`` tokens in rows of ``length``; its shapes depend on these two alone."""
+    batch = sampler.batch(max(1, step_tokens // length), length, noise)
+    chosen = sampler.targets(batch, answers=min(MAX_FACTS, length // 20), text=length // 8)
+    return Arrays(batch.tokens.astype(np.uint16), batch.fact, *vars(chosen).values())
+
+
+def sampler(settings: Settings, seed: int) -> Sampler:
+    tokenizer = Tokenizer.from_file(str(settings.tokenizer))
+    return Sampler(tokenizer, [(corpus.load(settings.data, n), share) for n, share in SHARES.items()], seed)
+
+
+def _work(
+    settings: Settings, seed: int, noise: Synchronized[float], length: Synchronized[int], out: Any
+) -> None:
+    made = sampler(settings, seed)
+    while True:
+        out.put(draw(made, settings.step_tokens, length.value, noise.value))
+
+
+class Feed:
+    """``with Feed(settings, noise, length) as feed: feed.get()``; ``steer`` moves the curriculum."""
+
+    def __init__(self, settings: Settings, noise: float, length: int, round_: int) -> None:
+        context = mp.get_context("spawn")
+        self._noise = context.Value("d", noise)
+        self._length = context.Value("i", length)
+        self._queue = context.Queue(16)
+        seeds = [settings.seed + 7919 * (i + 1) + 104_729 * round_ for i in range(settings.workers)]
+        self._processes = [
+            context.Process(
+                target=_work, args=(settings, s, self._noise, self._length, self._queue), daemon=True
+            )
+            for s in seeds
+        ]
+
+    def __enter__(self) -> Feed:
+        for process in self._processes:
+            process.start()
+        return self
+
+    def steer(self, noise: float, length: int) -> None:
+        self._noise.value = noise
+        self._length.value = length
+
+    def get(self) -> Arrays:
+        batch: Arrays = self._queue.get(timeout=120)
+        return batch
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        for process in self._processes:
+            process.terminate()

@@ -1,0 +1,110 @@
+"""The settings of a training run: names, defaults, and the command line made of them. Knows no tensor."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnemosyne.engine.config import MemoryConfig, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Defaults are those of the shipped checkpoint. Durations in minutes, lengths in tokens."""
+
+    minutes: float = 8.0
+    """Wall clock, the end of which the learning rate's decay aims at."""
+    data: Path = Path("build/training-data")
+    tokenizer: Path = Path("checkpoints/mnemosyne-1/tokenizer.json")
+    out: Path = Path("build/run")
+    resume: Path | None = None
+    """Folder of an earlier run to go on from."""
+    seed: int = 0
+    fuse: bool = False
+    """Compile the hot functions (training.fused): a minute of warm-up, then about half the time a step."""
+    workers: int = 12
+    step_tokens: int = 65_536
+    lengths: str = "512:15,1024:60,2048:240,4096:1e9"
+    """Row length and the noise up to which it is used, rising."""
+    noise: float = 0.0
+    """Background tokens per fact at the start."""
+    noise_max: float = 800.0
+    promote: float = 0.9
+    """Accuracy on far answers at which noise rises."""
+    lr: float = 2e-3
+    warmup: int = 200
+    """Steps."""
+    decay: float = 0.35
+    """Last share of the time, in which the learning rate falls to a hundredth."""
+    weight_decay: float = 0.05
+    grad_clip: float = 1.0
+    text_weight: float = 0.15
+    """Weight of the loss on running text beside the answers'."""
+    penalty: float = 0.1
+    """Weight of what is written and forgotten outside facts."""
+    teach: float = 1.0
+    """Weight of the lesson that a fact's value is to be written: without it gates close before they were of use."""
+    save_every: float = 2.0
+    """Minutes."""
+    layers: int = 3
+    dim: int = 256
+    vocabulary: int = 4096
+    chunk: int = 64
+    window: int = 128
+    persistent: int = 8
+    ffn_dim: int = 0
+    """0: 8/3 dim."""
+    depth: int = 2
+    expansion: int = 4
+    residual: bool = True
+    norm: bool = True
+    theta_max: float = 0.1
+    clip: float = 1.0
+    """Of a token's inner gradient; 0: off."""
+
+    @property
+    def model(self) -> ModelConfig:
+        memory = MemoryConfig(
+            depth=self.depth,
+            expansion=self.expansion,
+            residual=self.residual,
+            norm=self.norm,
+            theta_max=self.theta_max,
+            clip=self.clip or None,
+        )
+        return ModelConfig(
+            variant="mag",
+            layers=self.layers,
+            dim=self.dim,
+            vocab_size=self.vocabulary,
+            chunk=self.chunk,
+            window=self.window,
+            persistent=self.persistent,
+            ffn_dim=self.ffn_dim or None,
+            memory=memory,
+        )
+
+    @property
+    def stages(self) -> list[tuple[int, float]]:
+        """(row length, noise up to which it is used)."""
+        return [(int(a), float(b)) for a, b in (stage.split(":") for stage in self.lengths.split(","))]
+
+    @property
+    def reach(self) -> int:
+        """Tokens that attention alone can carry something, all layers taken together."""
+        return self.layers * self.window
+
+
+def parse(arguments: list[str] | None = None) -> Settings:
+    parser = argparse.ArgumentParser(description="Train a small MAG that remembers facts over long texts.")
+    for field in dataclasses.fields(Settings):
+        name = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
+        elif field.name == "resume":
+            parser.add_argument(name, type=Path)
+        else:
+            parser.add_argument(name, type=type(field.default), default=field.default)
+    return Settings(**vars(parser.parse_args(arguments)))

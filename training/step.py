@@ -1,0 +1,169 @@
+"""One training step: the losses, the gradient, the update. On a GPU the whole of it is one CUDA graph per
+shape, for small models are bound by kernel launches. Knows no curriculum and no file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnemosyne.engine.model import Titans
+from mnemosyne.training.feed import Arrays
+from mnemosyne.training.settings import Settings
+
+OPEN = 0.01
+"""Where the write penalty bends: a gate of this share of its maximum costs 15 % of a gate fully open."""
+
+
+WRITE = 0.3
+"""Share of theta's maximum that a fact's value is taught to be written with, at the least."""
+
+
+def write_penalty(gate: Tensor) -> Tensor:
+    """Cost in [0, 1] of gates as shares of their maximum. Logarithmic: the pull towards 0 stays strong near
+    0, where a sigmoid has nearly no slope left."""
+    return torch.log1p(gate / OPEN) / math.log1p(1 / OPEN)
+
+
+def metric_names(layers: int) -> list[str]:
+    names = ["loss", "answer", "text", "penalty", "closed", "grad", "right_far", "far", "right_near", "near"]
+    for kind in ("written_noise", "written_fact", "theta_fact", "forget_noise"):
+        names += [f"{kind}_{i}" for i in range(layers)]
+    return names
+
+
+class Step:
+    """``step(batch, lr)`` changes the model; ``read()`` gives the metrics' means since the last
+    one."""
+
+    def __init__(self, model: Titans, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self.device = model.device
+        decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and n.endswith(("weight",))]
+        chosen = {id(p) for p in decayed}
+        plain = [p for p in model.parameters() if id(p) not in chosen]
+        graphed = self.device.type == "cuda"
+        self.lr = torch.tensor(0.0, device=self.device)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=self.lr if graphed else 0.0,
+            betas=(0.9, 0.95),
+            capturable=graphed,
+        )
+        self.names = metric_names(settings.layers)
+        self._sum = torch.zeros(len(self.names), device=self.device)
+        self._count = 0
+        self._graphs: dict[tuple[int, ...], Callable[[], Tensor]] = {}
+        self._inputs: list[Tensor] = []
+
+    def __call__(self, batch: Arrays, lr: float) -> None:
+        shape = (*batch.tokens.shape, batch.at.shape[1])
+        arrays = [
+            torch.from_numpy(np.ascontiguousarray(a)) for a in batch._replace(tokens=batch.tokens.astype(int))
+        ]
+        if shape not in self._graphs:
+            self._graphs.clear()  # one shape at a time: the last one's memory is given back
+            self._inputs = [a.to(self.device) for a in arrays]
+            self._graphs[shape] = self._capture() if self.device.type == "cuda" else self._compute
+        for mine, given in zip(self._inputs, arrays, strict=True):
+            mine.copy_(given)
+        self.lr.fill_(lr)
+        for group in self.optimizer.param_groups:
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = lr
+        self._sum += self._graphs[shape]()
+        self._count += 1
+
+    def read(self) -> dict[str, float]:
+        """Means since the last call; ``far`` and ``near`` become accuracies."""
+        values = dict(zip(self.names, (self._sum / max(1, self._count)).tolist(), strict=True))
+        self._sum.zero_()
+        self._count = 0
+        for kind in ("far", "near"):
+            values[kind] = values.pop(f"right_{kind}") / max(values[kind], 1e-9)
+        return values
+
+    def _capture(self) -> Callable[[], Tensor]:
+        self.lr.zero_()  # the warm-up runs touch nothing but Adam's averages, with real gradients
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._compute()
+        torch.cuda.current_stream().wait_stream(side)
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self._compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+    def _compute(self) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, metrics = self.losses(*self._inputs)
+        loss.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        grad = nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
+        for p in parameters:
+            assert p.grad is not None
+            torch.nan_to_num_(p.grad, 0.0, 0.0, 0.0)  # a step that overflowed changes nothing
+        self.optimizer.step()
+        return torch.cat([metrics[:5], grad.detach().view(1).nan_to_num(-1.0), metrics[5:]])
+
+    def losses(
+        self,
+        tokens: Tensor,
+        fact: Tensor,
+        at: Tensor,
+        target: Tensor,
+        answer: Tensor,
+        text: Tensor,
+        distance: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the metrics but for the gradient's norm."""
+        s, memory = self.settings, self.model.config.memory
+        hidden, gates = self.model(tokens)
+        picked = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        logits = self.model.logits(picked)
+        entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(answer)
+        answer_loss = (entropy * answer).sum() / answer.sum().clamp(min=1)
+        text_loss = (entropy * text).sum() / text.sum().clamp(min=1)
+        stacked = torch.stack(gates)  # [layers, 3, B, H, D, T]
+        theta, alpha = stacked[:, 0] / memory.theta_max, stacked[:, 2] / memory.alpha_max
+        outside = (fact == 0).float()[:, None, None]
+        inside = (fact > 0).float()[:, None, None]
+        value = (fact == 2).float()[:, None, None]
+        cells = theta.shape[0] * theta.shape[2] * theta.shape[3]
+        cost = ((write_penalty(theta) + write_penalty(alpha)) * outside).sum() / (outside.sum() * cells)
+        closed = (torch.relu(WRITE - theta) * value).sum() / (WRITE * cells * value.sum().clamp(min=1))
+        loss = answer_loss + s.text_weight * text_loss + s.penalty * cost + s.teach * closed
+        with torch.no_grad():
+            right = (logits.argmax(-1) == target).float() * answer
+            far = (distance > s.reach).float() * answer
+
+            def share(x: Tensor, where: Tensor) -> Tensor:
+                return (x * where).mean((2, 3)).sum((1, 2)) / where.sum().clamp(min=1)
+
+            counts = [(right * far).sum(), far.sum(), (right * (answer - far)).sum(), (answer - far).sum()]
+            metrics = torch.cat(
+                [
+                    torch.stack([*(x.detach() for x in (loss, answer_loss, text_loss, cost, closed)), *counts]),
+                    share((theta > 0).float(), outside),
+                    share((theta > 0).float(), inside),
+                    share(theta, inside),
+                    share((alpha > 0).float(), outside),
+                ]
+            )
+        return loss, metrics

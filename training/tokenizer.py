@@ -1,0 +1,95 @@
+"""The tokenizer's training. Owns its shape (byte-level BPE, how text is cut before it) and what it is trained
+on; serving only reads the ``tokenizer.json`` that comes out.
+
+Every byte sequence that is UTF-8 comes back as it was: there is no normalizer, no unknown token and no
+special token. No piece that BPE sees is longer than 32 characters, so any text can be tokenized as it
+arrives.
+
+    python -m mnemosyne.training.tokenizer --out checkpoints/mnemosyne-1/tokenizer.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mnemosyne.training import corpus, facts
+
+VOCABULARY = 4096
+PIECES = r" ?\p{L}{1,31}| ?\p{N}| ?[^\s\p{L}\p{N}]{1,31}|\s{1,32}(?!\S)|\s"
+"""Words and runs of marks with their leading space, digits singly, whitespace up to the space that a word
+takes."""
+_FACT_SENTENCES = 60_000
+
+
+def build() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def fact_text(seed: int, count: int) -> Iterator[str]:
+    """Sentences and questions of the training split, in batches of as many entities as are easily drawn."""
+    rng = random.Random(seed)
+    for _ in range(count // 500):
+        for fact in facts.make_facts(rng.getrandbits(32), 500, split="train"):
+            yield f" {fact.sentence}{fact.prompt} {fact.answer}\n"
+
+
+def train(background: list[str], sentences: int = _FACT_SENTENCES) -> Tokenizer:
+    """A tokenizer for these texts and ``sentences`` facts."""
+    tokenizer = build()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    lines = [line for text in background for line in text.splitlines(keepends=True)]
+    blocks = ["".join(lines[i : i + 50]) for i in range(0, len(lines), 50)]  # newlines meet what follows them
+    tokenizer.train_from_iterator([*blocks, *fact_text(0, sentences)], trainer)
+    return tokenizer
+
+
+def single_tokens(tokenizer: Tokenizer, words: Iterator[str]) -> list[str]:
+    """The words that, after a space, take more than one token."""
+    return [word for word in words if len(tokenizer.encode(" " + word).ids) > 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the tokenizer.")
+    parser.add_argument("--data", help=f"folder with {corpus.BOOKS}")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/mnemosyne-1/tokenizer.json"))
+    args = parser.parse_args()
+    book_text, held_out = corpus.books(corpus.data_folder(args.data))
+    tokenizer = train([book_text[:6_000_000], corpus.docs(6_000_000)])
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(args.out), pretty=False)
+    demo = facts.demo_text(600_000)
+    values = (value for relation in facts.RELATIONS for value in relation.values)
+    print(
+        json.dumps(
+            {
+                "vocabulary": tokenizer.get_vocab_size(),
+                "books_bytes_per_token": len(held_out.encode()) / len(tokenizer.encode(held_out).ids),
+                "demo_bytes_per_token": len(demo.encode()) / len(tokenizer.encode(demo).ids),
+                "values_split": single_tokens(tokenizer, values),
+                "entities_split": single_tokens(tokenizer, iter(facts.ADJECTIVES + facts.NOUNS)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
