@@ -42,7 +42,7 @@ class NeuralMemory(nn.Module):
         separate_query = config.variant == "mac"
         self.query = Dense(d, d) if separate_query else None
         self.project = Dense(d, 3 * d)
-        self.conv = nn.Parameter(torch.randn(config.conv, (4 if separate_query else 3) * d) * 0.1)
+        self.conv = nn.Parameter(torch.zeros(config.conv, (4 if separate_query else 3) * d))
         self.gate_weight = nn.Parameter(torch.randn(3 * H * depth, d) * 0.1 / d**0.5)
         self.gate_bias = nn.Parameter(self._initial_bias())
         self.initial = nn.ParameterList(
@@ -51,13 +51,25 @@ class NeuralMemory(nn.Module):
         self.norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.output_gate = Dense(d, d)
         self.output = Dense(d, d)
-        with torch.no_grad():
-            self.conv[-1] += 1.0
-            if depth > 1:
-                # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token
-                # could hardly be written in one step; and a memory that has read nothing should say little.
-                self.initial[0] *= 2.0
-                self.initial[-1] *= 0.1
+        self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Start where recall almost works: keys and queries alike, each of the last few tokens, values of the token
+        itself. From independent projections the way to a first match is long."""
+        d = self.config.dim
+        keys = self.project.weight[:d] if self.query else self.project.weight[d : 2 * d]
+        queries = [self.project.weight[d : 2 * d], self.query.weight] if self.query else [self.project.weight[:d]]
+        for query in queries:
+            query.copy_(keys)
+        # Streams are q, k, v; for MAC q, k, q', v: the value is the last.
+        self.conv[:, :-d] = self.config.conv**-0.5
+        self.conv[-1, -d:] = 1.0
+        if self.config.memory.depth > 1:
+            # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token could
+            # hardly be written in one step; and a memory that has read nothing should say little.
+            self.initial[0] *= 2.0
+            self.initial[-1] *= 0.1
 
     def _initial_bias(self) -> Tensor:
         """Biases at which sum over a chunk of theta / (1 - eta) is 0.35, eta 0.3 and alpha 1e-3 (spec 2)."""
