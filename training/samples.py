@@ -93,7 +93,13 @@ class Sampler:
         self._words = {word: self._ids(f" {word}") for word in words}
         self._sentences = {r.name: [self._compile(f" {s}") for s in r.sentences] for r in RELATIONS}
         self._questions = {
-            r.name: [self._compile(str(PROMPT["user"]).format(content=q) + f" {OPENING}") for q in r.questions]
+            r.name: [
+                self._compile(text)
+                for text in (
+                    *(str(PROMPT["user"]).format(content=q) + f" {OPENING}" for q in r.questions),
+                    f"\n{OPENING}",
+                )
+            ]
             for r in RELATIONS
         }
         self._distractors = [self._compile(f" {s}") for s in _DISTRACTORS]
@@ -205,7 +211,7 @@ class Sampler:
                     owed -= end - start
                     start = end
             if question:
-                piece = self._render(self._pick(self._questions[fact.relation.name], 0.8), fact)
+                piece = self._render(self._pick(self._questions[fact.relation.name], 0.5), fact)
                 answer = self._words[fact.value]
                 after = at + len(piece)
                 if after + len(answer) + len(self._stop) > length:

@@ -15,7 +15,7 @@ def small_config(variant: Variant = "mag", *, dim: int = 128, depth: int = 2, no
         variant=variant,
         layers=2,
         dim=dim,
-        head_dim=64 if dim >= 128 else 16,
+        head_dim=64 if dim >= 128 else 8,
         vocab_size=320,
         chunk=16,
         segment=48,
