@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, dense
 from mnemosyne.engine.memory import State
-from mnemosyne.kernels.attention import segment_block, window_blocks
+from mnemosyne.kernels.attention import one_row, segment_block, window_blocks
 from mnemosyne.kernels.positions import rotary_angles, rotate
 
 
@@ -96,7 +95,7 @@ class Attention(nn.Module):
         mask = torch.cat([torch.ones(B, P, dtype=torch.bool, device=q.device), seen], 1)
         k = torch.cat([persistent_k.expand(B, H, P, d), k], 2)
         v = torch.cat([persistent_v.expand(B, H, P, d), v], 2)
-        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None]))
+        return self.merge(one_row(q, k, v, mask))
 
     def segment_rows(self, x: Tensor, h: Tensor, rows: State, offset: Tensor, places: Places) -> Tensor:
         """MAC: project ``x`` and ``h`` `[B, T, dim]`, put their keys and values at ``offset`` of the segment's

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemosyne.kernels import elementwise
+
 ROWS = 8
 """Rows of a dense product are padded to a multiple of this: on a CPU, fp32 rows change their bits below it."""
 
@@ -59,4 +61,4 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * value)
+        return self.down(elementwise.silu(gate) * value)

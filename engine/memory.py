@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, RMSNorm, dense
 from mnemosyne.kernels import chunk as chunk_form
-from mnemosyne.kernels import decode, network
+from mnemosyne.kernels import decode, elementwise, network
 from mnemosyne.kernels.gates import Decays, decays, gate
 from mnemosyne.kernels.positions import causal_conv
 
@@ -95,7 +95,7 @@ class NeuralMemory(nn.Module):
         norm; what follows is a value."""
         c = self.config
         rows = torch.cat([tail.to(streams.dtype), streams], 1)
-        mixed = F.silu(causal_conv(rows.to(weight.dtype), weight))
+        mixed = elementwise.silu(causal_conv(rows.to(weight.dtype), weight))
         B, T, _ = mixed.shape
         split = mixed.view(B, T, -1, c.heads, c.head_dim).permute(2, 0, 3, 1, 4).contiguous()
         parts = list(split.unbind(0))
@@ -151,7 +151,7 @@ class NeuralMemory(nn.Module):
         """From what was read `[B, H, T, head_dim]` to the layer's output `[B, T, dim]`: per-head norm, gate, product."""
         B, H, T, d = y.shape
         merged = self.norm(y).transpose(1, 2).reshape(B, T, H * d)
-        return self.output(torch.sigmoid(self.output_gate(u)).to(merged.dtype) * merged)
+        return self.output(elementwise.sigmoid(self.output_gate(u)).to(merged.dtype) * merged)
 
     def sequence(self, u: Tensor, state: State) -> tuple[Tensor, Learned, Tensor]:
         """MAG, MAL, LMM: read and store whole chunks of ``u`` `[B, T, dim]`; output, what was learned, conv rows."""

@@ -13,6 +13,7 @@ from mnemosyne.engine.attention import Attention, Places
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import RMSNorm
 from mnemosyne.engine.memory import Learned, NeuralMemory, State
+from mnemosyne.kernels import elementwise
 
 
 class Mixer(nn.Module):
@@ -86,7 +87,7 @@ class Gated(Mixer):
 
     def gate(self, y: Tensor, m: Tensor) -> Tensor:
         y, m = self.norm_attention(y), self.norm_memory(m)
-        gated = y * torch.sigmoid(m)
+        gated = y * elementwise.sigmoid(m)
         return gated if self.config.gate == "paper" else gated + m
 
 

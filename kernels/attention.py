@@ -75,4 +75,18 @@ def segment_block(
     mask = torch.cat([torch.ones(B, L, P, dtype=torch.bool, device=q.device), causal, causal], -1)
     k = torch.cat([persistent_k.to(q.dtype).expand(B, H, P, d), *keys], 2)
     v = torch.cat([persistent_v.to(q.dtype).expand(B, H, P, d), *values], 2)
+    if L == 1:
+        return one_row(q, k, v, mask[:, 0])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
+
+
+def one_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """One query a session: q `[B, H, 1, d]`, k and v `[B, H, S, d]`, ``mask`` `[B, S]`; `[B, H, 1, d]`.
+
+    Written out, since on a CPU the library's kernel divides a single row among threads by the size of the batch.
+    """
+    B, H, S, d = k.shape
+    scores = torch.bmm(q.reshape(B * H, 1, d), k.reshape(B * H, S, d).transpose(1, 2)).view(B, H, 1, S)
+    scores = (scores.to(torch.promote_types(q.dtype, torch.float32)) * d**-0.5).masked_fill(~mask[:, None, None], float("-inf"))
+    weights = torch.softmax(scores, -1).to(v.dtype)
+    return torch.bmm(weights.view(B * H, 1, S), v.reshape(B * H, S, d)).view(B, H, 1, d)

@@ -15,13 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mnemosyne.kernels import elementwise
+
 
 def gate(z: Tensor, maximum: float, epsilon: float) -> Tensor:
     """maximum * relu(sigmoid(z) - eps) / (1 - eps): reaches exactly 0 (spec/memory.md 2).
 
     Below the threshold the gradient is sigmoid's (straight-through), so that a closed gate can open again.
     """
-    s = torch.sigmoid(z)
+    s = elementwise.sigmoid(z)
     value = torch.relu(s - epsilon) * (maximum / (1 - epsilon))
     if torch.is_grad_enabled() and z.requires_grad:
         soft = s * (maximum / (1 - epsilon))
@@ -51,14 +53,14 @@ def _ratios(factor: Tensor) -> tuple[Tensor, Tensor]:
     leave it out and a running count of resets masks every product that spans one.
     """
     reset = factor <= 0
-    logs = torch.log(torch.where(reset, torch.ones_like(factor), factor)).cumsum(-1)
+    logs = elementwise.log(torch.where(reset, torch.ones_like(factor), factor)).cumsum(-1)
     count = reset.to(factor.dtype).cumsum(-1)
     length = factor.shape[-1]
     lower = torch.ones(length, length, dtype=torch.bool, device=factor.device).tril()
     kept = lower & (count.unsqueeze(-1) == count.unsqueeze(-2))
     difference = logs.unsqueeze(-1) - logs.unsqueeze(-2)
-    ratios = torch.exp(difference.masked_fill(~kept, float("-inf")))
-    whole = torch.exp(logs) * (count == 0)
+    ratios = elementwise.exp(difference.masked_fill(~kept, float("-inf")))
+    whole = elementwise.exp(logs) * (count == 0)
     return ratios, whole
 
 

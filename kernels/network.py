@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mnemosyne.kernels import elementwise
 
 NORM_EPSILON = 1e-6
 
 
 def activation(z: Tensor) -> Tensor:
-    return F.gelu(z, approximate="tanh")
+    return elementwise.gelu(z)
 
 
 def activation_backward(gradient: Tensor, z: Tensor) -> Tensor:
     """gradient * act'(z)."""
-    return torch.ops.aten.gelu_backward(gradient, z, approximate="tanh")
+    return elementwise.gelu_backward(gradient, z)
 
 
 def unit(x: Tensor) -> Tensor:

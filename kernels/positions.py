@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from mnemosyne.kernels import elementwise
+
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin `[..., head_dim / 2]` of int64 positions `[...]`.
@@ -15,7 +17,7 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
     """
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
     angle = torch.remainder(positions.to(torch.float64).unsqueeze(-1) * frequency, 2 * math.pi)
-    return torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)
+    return elementwise.steady(torch.cos, angle).to(dtype), elementwise.steady(torch.sin, angle).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
