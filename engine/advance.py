@@ -1,4 +1,4 @@
-"""How one state moves: ``advance(model, state, tokens)``. Owns the rule when a chunk is committed; knows no batch.
+"""How one state moves: ``advance(model, state, tokens)``. Owns when a chunk is committed; knows no batch.
 
 The engine's loop applies the same rule to many sessions at once; this is its meaning for one.
 """

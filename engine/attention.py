@@ -1,7 +1,7 @@
-"""Attention of one layer as a module: over a sliding window (MAG, MAL) or a segment (MAC), with persistent tokens.
+"""Attention of one layer: over a sliding window (MAG, MAL) or a segment (MAC), with persistent tokens.
 
-Owns its projections and the layer's persistent tokens. Of the state it knows ``keys`` and ``values`` (and, for MAC,
-``memory_keys`` and ``memory_values``); it knows no memory. Source: Titans 4.1-4.3, spec/memory.md 3.
+Owns its projections and the layer's persistent tokens. Of the state it knows ``keys`` and ``values`` (and,
+for MAC, ``memory_keys`` and ``memory_values``); it knows no memory. Source: Titans 4.1-4.3, spec/memory.md 3.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.persistent = nn.Parameter(torch.randn(config.persistent, config.dim))
 
     def heads(self, x: Tensor, first: int, count: int) -> list[Tensor]:
-        """Projections ``first`` to ``first + count`` of q, k, v for ``x`` `[B, T, dim]`: `[B, H, T, head_dim]` each."""
+        """``count`` of q, k, v from ``first`` on, of ``x`` `[B, T, dim]`: `[B, H, T, head_dim]` each."""
         c = self.config
         weight = self.project.weight.to(self.project.compute)
         part = dense(x, weight[first * c.dim : (first + count) * c.dim])
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         return self.output(y.transpose(1, 2).reshape(B, T, H * d))
 
     def window(self, u: Tensor, state: State, places: Places) -> tuple[Tensor, State]:
-        """Whole chunks ``u`` `[B, T, dim]`; output, and the keys and values `[B, H, W + T, head_dim]` for a cache."""
+        """Whole chunks ``u`` `[B, T, dim]`; output, and keys, values `[B, H, W + T, head_dim]` to cache."""
         q, k, v = self.heads(u, 0, 3)
         q, k = rotate(q, places.cos, places.sin), rotate(k, places.cos, places.sin)
         rows = {"keys": torch.cat([state["keys"].to(k.dtype), k], 2)}
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         return self.merge(y), rows
 
     def window_step(self, u: Tensor, cache: State, index: Tensor, places: Places) -> Tensor:
-        """One token a session, ``u`` `[B, 1, dim]`, at ``index[b]`` of the open chunk; writes its row in the cache."""
+        """One token a session, ``u`` `[B, 1, dim]`, at ``index[b]`` of its chunk; writes its cache row."""
         W = self.config.window
         q, k, v = self.heads(u, 0, 3)
         q, k = rotate(q, places.cos, places.sin), rotate(k, places.cos, places.sin)
@@ -89,7 +89,9 @@ class Attention(nn.Module):
         seen = (column <= row) & (column > row - W) & (column >= row - places.start[:, None])
         return self._one(q, cache["keys"], cache["values"], persistent_k, persistent_v, seen)
 
-    def _one(self, q: Tensor, k: Tensor, v: Tensor, persistent_k: Tensor, persistent_v: Tensor, seen: Tensor) -> Tensor:
+    def _one(
+        self, q: Tensor, k: Tensor, v: Tensor, persistent_k: Tensor, persistent_v: Tensor, seen: Tensor
+    ) -> Tensor:
         B, H, _, d = q.shape
         P = persistent_k.shape[1]
         mask = torch.cat([torch.ones(B, P, dtype=torch.bool, device=q.device), seen], 1)
@@ -98,17 +100,22 @@ class Attention(nn.Module):
         return self.merge(one_row(q, k, v, mask))
 
     def segment_rows(self, x: Tensor, h: Tensor, rows: State, offset: Tensor, places: Places) -> Tensor:
-        """MAC: project ``x`` and ``h`` `[B, T, dim]`, put their keys and values at ``offset`` of the segment's
-        buffers ``rows`` (changed in place); the queries `[B, H, T, head_dim]`."""
+        """MAC: project ``x`` and ``h`` `[B, T, dim]`, put their keys and values at ``offset`` of the
+        segment's buffers ``rows`` (changed in place); the queries `[B, H, T, head_dim]`."""
         q, k, v = self.heads(x, 0, 3)
         hk, hv = self.heads(h, 1, 2)
         q, k, hk = (rotate(t, places.cos, places.sin) for t in (q, k, hk))
         sessions = torch.arange(x.shape[0], device=x.device)[:, None]
         at = offset[:, None] + torch.arange(x.shape[1], device=x.device)
         for name, tensor in (("keys", k), ("values", v), ("memory_keys", hk), ("memory_values", hv)):
-            rows[name] = rows[name].to(tensor.dtype).transpose(1, 2).index_put(
-                (sessions, at), tensor.transpose(1, 2)
-            ).transpose(1, 2).contiguous()
+            rows[name] = (
+                rows[name]
+                .to(tensor.dtype)
+                .transpose(1, 2)
+                .index_put((sessions, at), tensor.transpose(1, 2))
+                .transpose(1, 2)
+                .contiguous()
+            )
         return q
 
     def segment(self, q: Tensor, rows: State, offset: Tensor) -> Tensor:

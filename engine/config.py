@@ -1,4 +1,4 @@
-"""The model's configuration. Owns the names and the checks; knows no tensor and no file layout but ``config.json``."""
+"""The model's configuration. Owns names and checks; knows no tensor and no file but ``config.json``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything of a model that isn't a weight. Two configurations that are equal compute the same function."""
+    """Everything of a model that isn't a weight. Configurations that are equal compute the same function."""
 
     variant: Variant
     layers: int
@@ -70,12 +70,17 @@ class ModelConfig:
                 raise ConfigError(message)
 
         m = self.memory
-        need(self.variant in ("mac", "mag", "mal", "lmm"), f"variant must be mac, mag, mal or lmm, got {self.variant!r}")
+        need(
+            self.variant in ("mac", "mag", "mal", "lmm"),
+            f"variant must be mac, mag, mal or lmm, got {self.variant!r}",
+        )
         need(self.layers >= 1, f"layers must be at least 1, got {self.layers}")
         need(self.dim % self.head_dim == 0, f"dim {self.dim} is not a multiple of head_dim {self.head_dim}")
         need(self.head_dim % 2 == 0, f"head_dim must be even for rotary positions, got {self.head_dim}")
         need(self.chunk >= 1, f"chunk must be at least 1, got {self.chunk}")
-        need(self.segment % self.chunk == 0, f"segment {self.segment} is not a multiple of chunk {self.chunk}")
+        need(
+            self.segment % self.chunk == 0, f"segment {self.segment} is not a multiple of chunk {self.chunk}"
+        )
         need(self.window % self.chunk == 0, f"window {self.window} is not a multiple of chunk {self.chunk}")
         need(1 <= m.depth <= 4, f"memory.depth must be 1 to 4, got {m.depth}")
         need(m.expansion >= 1, f"memory.expansion must be at least 1, got {m.expansion}")
@@ -124,11 +129,20 @@ class ModelConfig:
             raise ConfigError(f"can't read the configuration {path}: {error}") from error
 
 
-def _preset(layers: int, dim: int, variant: Variant = "mac", vocab_size: int = 32_000, **changes: Any) -> ModelConfig:
-    return ModelConfig(variant=variant, layers=layers, dim=dim, vocab_size=vocab_size, persistent=128, **changes)
+def _preset(
+    layers: int, dim: int, variant: Variant = "mac", vocab_size: int = 32_000, **changes: Any
+) -> ModelConfig:
+    return ModelConfig(
+        variant=variant, layers=layers, dim=dim, vocab_size=vocab_size, persistent=128, **changes
+    )
 
 
-PRESETS: dict[str, tuple[int, int]] = {"170M": (12, 768), "340M": (24, 1024), "760M": (24, 1536), "1.3B": (18, 2048)}
+PRESETS: dict[str, tuple[int, int]] = {
+    "170M": (12, 768),
+    "340M": (24, 1024),
+    "760M": (24, 1536),
+    "1.3B": (18, 2048),
+}
 """The papers' names and their (blocks, dim); the true parameter count is what a table prints."""
 
 

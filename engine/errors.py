@@ -1,36 +1,36 @@
 """The one error tree. Owns every failure that Mnemosyne names; knows no HTTP status and no transport.
 
-    MnemosyneError
-    ├── ConfigError               a configuration, checkpoint or setting that can't be used
-    ├── RequestError              the caller asked for something that can't be done (``param`` names the field)
-    │   ├── UnknownModel          no such model is served
-    │   └── ContextTooLong        one request is longer than a request may be
-    ├── CapacityError             nothing is wrong, there is no room now; retry later
-    │   ├── QueueFull             too much work is queued
-    │   └── QuotaExceeded         this tenant's limit is reached
-    ├── SessionError
-    │   ├── SessionNotFound       unknown, erased, or another tenant's: the caller can't tell which
-    │   ├── SessionBusy           another writer (a document, a turn) holds the session
-    │   ├── VersionNotFound       that version was never made, or retention took it
-    │   ├── VersionMismatch       ``If-Match`` named a version that is not the newest
-    │   ├── OffsetMismatch        an upload went on at the wrong byte
-    │   ├── DocumentNotFound
-    │   └── DocumentRejected      the document can't be read (not UTF-8, wrong length, wrong checksum)
-    ├── IdempotencyError
-    │   ├── IdempotencyMismatch   the key was used with another body
-    │   └── IdempotencyRunning    the first request under this key still runs
-    ├── SnapshotError
-    │   ├── SnapshotCorrupt       truncated, bit-flipped, or not a snapshot
-    │   ├── SnapshotUnsupported   a format of the future
-    │   └── StateIncompatible     a state of other weights
-    ├── StoreError
-    │   ├── StoreUnavailable      the store can't be reached or written; nothing was acknowledged
-    │   └── LeaseLost             another owner holds the session; a stale owner's write was refused
-    └── EngineError
-        ├── EngineUnavailable     the engine process is gone or not ready
-        ├── UnknownHandle         a state that the engine doesn't hold: never bound, released, or lost in a restart
-        ├── NotFinite             a state or logit stopped being a finite number
-        └── Cancelled             the request was cancelled
+MnemosyneError
+├── ConfigError               a configuration, checkpoint or setting that can't be used
+├── RequestError              the caller asked for something that can't be done (``param`` names the field)
+│   ├── UnknownModel          no such model is served
+│   └── ContextTooLong        one request is longer than a request may be
+├── CapacityError             nothing is wrong, there is no room now; retry later
+│   ├── QueueFull             too much work is queued
+│   └── QuotaExceeded         this tenant's limit is reached
+├── SessionError
+│   ├── SessionNotFound       unknown, erased, or another tenant's: the caller can't tell which
+│   ├── SessionBusy           another writer (a document, a turn) holds the session
+│   ├── VersionNotFound       that version was never made, or retention took it
+│   ├── VersionMismatch       ``If-Match`` named a version that is not the newest
+│   ├── OffsetMismatch        an upload went on at the wrong byte
+│   ├── DocumentNotFound
+│   └── DocumentRejected      the document can't be read (not UTF-8, wrong length, wrong checksum)
+├── IdempotencyError
+│   ├── IdempotencyMismatch   the key was used with another body
+│   └── IdempotencyRunning    the first request under this key still runs
+├── SnapshotError
+│   ├── SnapshotCorrupt       truncated, bit-flipped, or not a snapshot
+│   ├── SnapshotUnsupported   a format of the future
+│   └── StateIncompatible     a state of other weights
+├── StoreError
+│   ├── StoreUnavailable      the store can't be reached or written; nothing was acknowledged
+│   └── LeaseLost             another owner holds the session; a stale owner's write was refused
+└── EngineError
+    ├── EngineUnavailable     the engine process is gone or not ready
+    ├── UnknownHandle         a state that the engine doesn't hold: never bound, released, lost in a restart
+    ├── NotFinite             a state or logit stopped being a finite number
+    └── Cancelled             the request was cancelled
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plain layers: dense products in the compute precision, RMSNorm, SwiGLU. Knows no memory and no attention."""
+"""The plain layers: dense products in the compute precision, RMSNorm, SwiGLU. Knows no memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from mnemosyne.kernels import elementwise
 
 ROWS = 8
-"""Rows of a dense product are padded to a multiple of this: on a CPU, fp32 rows change their bits below it."""
+"""Rows of a dense product are padded to a multiple of this: on a CPU, fp32 bits change below it."""
 
 
 class Dense(nn.Module):
     """x W^T without bias, operands in ``compute`` precision; the output has that precision too.
 
-    While training, the weight stays fp32 and is cast on the way; ``Titans.prepare`` casts it once for serving.
+    While training, the weight stays fp32 and is cast on the way; ``Titans.prepare`` casts it for good.
     """
 
     def __init__(self, inputs: int, outputs: int, scale: float = 1.0) -> None:
@@ -28,7 +28,7 @@ class Dense(nn.Module):
 
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` `[..., in]` times ``weight`` `[out, in]` in the weight's precision, rows padded to a multiple of ROWS."""
+    """``x`` `[..., in]` times ``weight`` `[out, in]` in the weight's precision, rows padded to full ROWS."""
     rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
     count = rows.shape[0]
     missing = -count % ROWS

@@ -1,7 +1,7 @@
 """The neural memory of one layer as a module: projections, gates, and the calls into the kernels.
 
-Owns the parameters of the memory (M_0 among them). Knows attention and blocks not at all, and of the state only its
-own tensors: ``memory.i``, ``momentum.i`` and ``tails``. Source: Titans 3.1 and 4.4, spec/memory.md 1 and 2.
+Owns the parameters of the memory (M_0 among them). Knows no attention and no block, and of the state only
+its own tensors: ``memory.i``, ``momentum.i``, ``tails``. Source: Titans 3.1 and 4.4, spec/memory.md 1 and 2.
 """
 
 from __future__ import annotations
@@ -55,19 +55,21 @@ class NeuralMemory(nn.Module):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Start where recall almost works: keys and queries alike, each of the last few tokens, values of the token
-        itself. From independent projections the way to a first match is long."""
+        """Start where recall almost works: keys and queries alike, each of the last few tokens, values of the
+        token itself. From independent projections the way to a first match is long."""
         d = self.config.dim
         keys = self.project.weight[:d] if self.query else self.project.weight[d : 2 * d]
-        queries = [self.project.weight[d : 2 * d], self.query.weight] if self.query else [self.project.weight[:d]]
+        queries = (
+            [self.project.weight[d : 2 * d], self.query.weight] if self.query else [self.project.weight[:d]]
+        )
         for query in queries:
             query.copy_(keys)
         # Streams are q, k, v; for MAC q, k, q', v: the value is the last.
         self.conv[:, :-d] = self.config.conv**-0.5
         self.conv[-1, -d:] = 1.0
         if self.config.memory.depth > 1:
-            # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token could
-            # hardly be written in one step; and a memory that has read nothing should say little.
+            # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token
+            # could hardly be written in one step; and a memory that has read nothing should say little.
             self.initial[0] *= 2.0
             self.initial[-1] *= 0.1
 
@@ -90,9 +92,9 @@ class NeuralMemory(nn.Module):
     def features(
         self, streams: Tensor, weight: Tensor, tail: Tensor, keys: int
     ) -> tuple[list[Tensor], Tensor]:
-        """Convolve projected streams `[B, T, S d]` after their tail; S tensors `[B, H, T, head_dim]`, and the rows
-        `[B, K - 1 + T, S d]` that a later tail is cut from. The first ``keys`` tensors are queries or keys, of unit
-        norm; what follows is a value."""
+        """Convolve projected streams `[B, T, S d]` after their tail; S tensors `[B, H, T, head_dim]`, and the
+        rows `[B, K - 1 + T, S d]` that a later tail is cut from. The first ``keys`` tensors are queries or
+        keys, of unit norm; what follows is a value."""
         c = self.config
         rows = torch.cat([tail.to(streams.dtype), streams], 1)
         mixed = elementwise.silu(causal_conv(rows.to(weight.dtype), weight))
@@ -142,28 +144,29 @@ class NeuralMemory(nn.Module):
         return chunk_form.read(chunks, learned.decay, learned.scan, **self.rule).view(B, H, T, d)
 
     def recall(self, q: Tensor, state: State) -> Tensor:
-        """MAC: M*(q) `[B, H, T, head_dim]`, the memory as it stood at the segment's start, normed per head."""
+        """MAC: M*(q) `[B, H, T, head_dim]`, the memory as at the segment's start, normed per head."""
         B, H, T, d = q.shape
         weights = [w.reshape(B * H, *w.shape[2:]) for w in self.weights(state, "segment_memory")]
         return self.norm(network.retrieve(weights, q.reshape(B * H, T, d), **self.rule).view(B, H, T, d))
 
     def emit(self, y: Tensor, u: Tensor) -> Tensor:
-        """From what was read `[B, H, T, head_dim]` to the layer's output `[B, T, dim]`: per-head norm, gate, product."""
+        """What was read `[B, H, T, head_dim]` to the output `[B, T, dim]`: per-head norm, gate, product."""
         B, H, T, d = y.shape
         merged = self.norm(y).transpose(1, 2).reshape(B, T, H * d)
         return self.output(elementwise.sigmoid(self.output_gate(u)).to(merged.dtype) * merged)
 
     def sequence(self, u: Tensor, state: State) -> tuple[Tensor, Learned, Tensor]:
-        """MAG, MAL, LMM: read and store whole chunks of ``u`` `[B, T, dim]`; output, what was learned, conv rows."""
+        """MAG, MAL, LMM: read and store whole chunks ``u`` `[B, T, dim]`; output, what was learned, rows."""
         (q, k, v), rows = self.features(self.project(u), self.conv, state["tails"], keys=2)
         state["tails"] = rows[:, -(self.config.conv - 1) :]
         learned = self.learn(k, v, u, state)
         return self.emit(self.read(q, learned), u), learned, rows
 
     def open(self, learned: Learned | None, rows: Tensor, length: Tensor, state: State) -> State:
-        """The decode cache after the first ``length[b]`` tokens of a chunk; ``learned`` None: of no token at all.
+        """The decode cache after the first ``length[b]`` tokens of a chunk; ``learned`` None: of no token at
+        all.
 
-        ``rows`` are the conv rows of the chunk, ``state`` the committed tensors at its start (kept in the cache).
+        ``rows`` are the conv rows of the chunk, ``state`` the committed tensors at its start (kept).
         """
         B, K = length.shape[0], self.config.conv
         cache = {name: state[name] for name in state if name.split(".")[0] in ("memory", "momentum")}
@@ -192,7 +195,7 @@ class NeuralMemory(nn.Module):
         return cache
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, u: Tensor, cache: State, index: Tensor) -> Tensor:
-        """One generated token a session: q, k, v `[B, H, 1, head_dim]`; what was read, `[B, H, 1, head_dim]`."""
+        """One generated token a session: q, k, v `[B, H, 1, head_dim]`; what was read, of the same shape."""
         gates = self.gates(u)[..., 0]
         return decode.step(
             q[:, :, 0],

@@ -1,7 +1,7 @@
-"""The four block forms: how memory and attention make one layer's mixer. Knows no residual stream and no session.
+"""The four block forms: how memory and attention make one layer's mixer. Knows no session.
 
-Each form says it three times: for whole chunks (``sequence``), for the first tokens of an open chunk (``open``), and
-for one token (``step``). Source: Titans 4.1-4.3; MAC in the causal form of spec/memory.md 3.
+Each form says it three times: for whole chunks (``sequence``), for the first tokens of an open chunk
+(``open``), and for one token (``step``). Source: Titans 4.1-4.3; MAC in the causal form of spec/memory.md 3.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Mixer(nn.Module):
         self.memory = NeuralMemory(config)
 
     def sequence(self, u: Tensor, state: State, places: Places) -> tuple[Tensor, list[Learned]]:
-        """Whole chunks ``u`` `[B, T, dim]`: output, and what was learned. Replaces the tensors in ``state``."""
+        """Whole chunks ``u`` `[B, T, dim]`: output, and what was learned. Replaces tensors in ``state``."""
         o, learned, _, _ = self.whole(u, state, places)
         return o, [learned]
 
@@ -54,7 +54,7 @@ class Mixer(nn.Module):
         return cache
 
     def step(self, u: Tensor, cache: State, index: Tensor, places: Places) -> Tensor:
-        """One token a session, ``u`` `[B, 1, dim]`, at ``index[b]`` of its chunk; the cache changes in place."""
+        """One token a session, ``u`` `[B, 1, dim]`, at ``index[b]`` of its chunk; changes the cache."""
         return self.memory.sequence_step(u, cache, index)
 
 
@@ -77,7 +77,7 @@ class MemoryAsLayer(Mixer):
 
 
 class Gated(Mixer):
-    """What MAG and MAC share: o = gate(y, m) = n1(y) sigmoid(n2(m)) + n2(m); ``paper`` leaves the last term away."""
+    """What MAG and MAC share: o = gate(y, m) = n1(y) sigmoid(n2(m)) + n2(m); ``paper`` has no last term."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -105,8 +105,8 @@ class MemoryAsGate(Gated):
 
 
 class MemoryAsContext(Gated):
-    """MAC: attention over [p, h, x] of a segment, h read from the memory as it stood at the segment's start; the
-    memory stores what attention made, and is read once more."""
+    """MAC: attention over [p, h, x] of a segment, h read from the memory as it stood at the segment's start;
+    the memory stores what attention made, and is read once more."""
 
     BUFFERS = ("keys", "values", "memory_keys", "memory_values")
 
@@ -130,7 +130,9 @@ class MemoryAsContext(Gated):
         for name in self.BUFFERS:
             state[name] = torch.where(ended, torch.zeros_like(state[name]), state[name])
         for i in range(self.config.memory.depth):
-            state[f"segment_memory.{i}"] = torch.where(ended, state[f"memory.{i}"], state[f"segment_memory.{i}"])
+            state[f"segment_memory.{i}"] = torch.where(
+                ended, state[f"memory.{i}"], state[f"segment_memory.{i}"]
+            )
 
     def whole(self, u: Tensor, state: State, places: Places) -> tuple[Tensor, Learned, Tensor, State]:
         """One chunk, which lies in one segment; the segment isn't ended here."""
@@ -139,7 +141,9 @@ class MemoryAsContext(Gated):
         state["tails"] = rows[:, -(self.config.conv - 1) :]
         learned = memory.learn(k, v, y, state)
         m = memory.emit(memory.read(q, learned), y)
-        kept = {name: state[name] for name in state if name in self.BUFFERS or name.startswith("segment_memory")}
+        kept = {
+            name: state[name] for name in state if name in self.BUFFERS or name.startswith("segment_memory")
+        }
         return self.gate(y, m), learned, rows, kept
 
     def _attend(
@@ -159,7 +163,9 @@ class MemoryAsContext(Gated):
 
     def empty(self, state: State) -> State:
         length = torch.zeros(state["tails"].shape[0], dtype=torch.int64, device=state["tails"].device)
-        kept = {name: state[name] for name in state if name in self.BUFFERS or name.startswith("segment_memory")}
+        kept = {
+            name: state[name] for name in state if name in self.BUFFERS or name.startswith("segment_memory")
+        }
         return self.memory.open(None, state["tails"], length, state) | kept
 
     def step(self, u: Tensor, cache: State, index: Tensor, places: Places) -> Tensor:

@@ -1,13 +1,13 @@
 """The Titans language model: embedding, blocks, head, and the three ways through them.
 
-``prefill`` commits whole chunks, ``open_chunk`` and ``decode`` answer from an unfinished one. States go in and come out;
-nothing of a session stays here. Knows no scheduler, no handle, no file.
+``prefill`` commits whole chunks, ``open_chunk`` and ``decode`` answer from an unfinished one. States go in
+and come out; nothing of a session stays here. Knows no scheduler, no handle, no file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from mnemosyne.engine.attention import Places
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, RMSNorm, SwiGLU, dense
 from mnemosyne.engine.memory import State
-from mnemosyne.engine.mixers import MIXERS
+from mnemosyne.engine.mixers import MIXERS, Mixer
 from mnemosyne.engine.open_chunk import OpenChunk, group_of
 from mnemosyne.engine.state import GENERATED, SessionState, state_layout
 from mnemosyne.engine.trace import Trace, summarize
@@ -29,7 +29,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm_mixer = RMSNorm(config.dim, config.norm_epsilon)
-        self.mixer = MIXERS[config.variant](config)
+        self.mixer: Mixer = MIXERS[config.variant](config)
         self.norm_ffn = RMSNorm(config.dim, config.norm_epsilon)
         self.ffn = SwiGLU(config.dim, config.ffn, 0.5 / config.layers**0.5)
 
@@ -52,7 +52,8 @@ class Titans(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Parameter(torch.randn(config.vocab_size, config.dim) * 0.02)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
+        # A ModuleList forgets what it is made of.
+        self.blocks = cast(Sequence[Block], nn.ModuleList([Block(config) for _ in range(config.layers)]))
         self.norm = RMSNorm(config.dim, config.norm_epsilon)
         self.compute = torch.float32
 
@@ -67,7 +68,7 @@ class Titans(nn.Module):
         return self.eval()
 
     def set_compute(self, compute: torch.dtype) -> None:
-        """Operand precision of dense products; while training, weights stay as they are and are cast on the way."""
+        """Operand precision of dense products; while training, weights are cast on the way."""
         self.compute = compute
         for module in self.modules():
             if isinstance(module, Dense):
@@ -86,7 +87,7 @@ class Titans(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def initial_layers(self, sessions: int) -> list[State]:
-        """The state of sessions that have read nothing, layer by layer, in a form that training can differentiate."""
+        """The state of sessions that have read nothing, layer by layer, differentiable."""
         layout = state_layout(self.config, self.compute, self.master)
         layers = []
         for block in self.blocks:
@@ -148,7 +149,7 @@ class Titans(nn.Module):
 
     @torch.inference_mode()
     def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
-        """Commit whole chunks ``tokens`` `[B, n chunk]` on states that have nothing pending; the new states."""
+        """Commit whole chunks ``tokens`` `[B, n chunk]` on states with nothing pending; the new states."""
         layers = self._layers(states)
         places = self._places(states, tokens.shape[1])
         x = self.embed(tokens)
@@ -164,8 +165,8 @@ class Titans(nn.Module):
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
         """Logits `[B, vocab]` after each state's last pending token, and the chunks to go on from.
 
-        Tokens up to the last input token run as a chunk masked to their number, generated ones after it one by one:
-        so every logit is a function of token ids and kinds alone (spec/memory.md 6).
+        Tokens up to the last input token run as a chunk masked to their number, generated ones after it one
+        by one: so every logit is a function of token ids and kinds alone (spec/memory.md 6).
         """
         prefix = [s.kinds.rfind(b"\0") + 1 for s in states]
         logits = torch.zeros(len(states), self.config.vocab_size, dtype=self.master, device=self.device)
@@ -196,16 +197,19 @@ class Titans(nn.Module):
                 padded[b, :n] = torch.tensor(state.pending[:n])
             places = self._places(states, self.config.chunk)
             x = self.embed(padded)
-            for block, state in zip(self.blocks, layers, strict=True):
-                mixed, cache = block.mixer.open(block.norm_mixer(x), state, places, length)
+            for block, layer in zip(self.blocks, layers, strict=True):
+                mixed, cache = block.mixer.open(block.norm_mixer(x), layer, places, length)
                 x = block.feed(x, mixed)
                 group.append(cache)
             x = x[torch.arange(len(states)), length - 1]
         else:
-            group = [block.mixer.empty(state) for block, state in zip(self.blocks, layers, strict=True)]
+            group = [block.mixer.empty(layer) for block, layer in zip(self.blocks, layers, strict=True)]
         # The caches are changed in place from here on: nothing in them may be shared with a committed state.
         group = [
-            {k: v if k.startswith(("memory.", "momentum.", "segment_")) else v.clone() for k, v in cache.items()}
+            {
+                k: v if k.startswith(("memory.", "momentum.", "segment_")) else v.clone()
+                for k, v in cache.items()
+            }
             for cache in group
         ]
         opened = [
@@ -216,7 +220,7 @@ class Titans(nn.Module):
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[OpenChunk], tokens: Tensor) -> Tensor:
-        """Append one generated token to each open chunk, which must have room; logits `[B, vocab]` after it."""
+        """Append a generated token to each open chunk, which must have room; logits `[B, vocab]` after it."""
         group = group_of(chunks)
         index = torch.tensor([c.length for c in chunks], dtype=torch.int64, device=self.device)
         start = index + torch.tensor([c.committed.position for c in chunks], device=self.device)

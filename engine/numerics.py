@@ -10,32 +10,32 @@ from typing import Literal
 
 import torch
 
-from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 REVISION = "1"
 """Of the kernels: another one whenever a change of theirs may change a bit."""
-_ROWS = 512
+_SIZE = 512
+"""Rows, columns and depth of the product that is measured: large enough that one look tells."""
 _GAIN = 1.5
 """How much faster bf16 must be: where the CPU has no instructions for it it is slower, where it has it wins
 by far."""
 
 
-def choose(config: ModelConfig, device: torch.device, precision: Precision = "auto") -> torch.dtype:
+def choose(device: torch.device, precision: Precision = "auto") -> torch.dtype:
     """The type of the dense products; ``auto`` measures one of them for some milliseconds on a CPU."""
     if precision != "auto":
         return torch.float32 if precision == "float32" else torch.bfloat16
     if device.type != "cpu":
         return torch.bfloat16
-    slow, fast = (_seconds(config, dtype) for dtype in (torch.float32, torch.bfloat16))
+    slow, fast = (_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
     return torch.bfloat16 if slow > _GAIN * fast else torch.float32
 
 
-def _seconds(config: ModelConfig, dtype: torch.dtype) -> float:
+def _seconds(dtype: torch.dtype) -> float:
     """The best of several, so that what else the machine does at the moment doesn't decide."""
-    x = torch.ones(_ROWS, config.dim, dtype=dtype)
-    weight = torch.ones(config.ffn, config.dim, dtype=dtype)
+    x = torch.ones(_SIZE, _SIZE, dtype=dtype)
+    weight = torch.ones(_SIZE, _SIZE, dtype=dtype)
     best = float("inf")
     for _ in range(12):
         began = time.perf_counter()

@@ -1,7 +1,7 @@
 """An unfinished chunk of one session with everything computed from its tokens. Provisional: never persisted.
 
-Sessions that decode together share one group of stacked caches, each session a row of it, so that a step copies
-nothing while the same sessions stay together. Knows no module; what the names in a cache mean is the mixers' matter.
+Sessions that decode together share one group of stacked caches, each session a row of it, so that a step
+copies nothing while they stay together. Knows no module; what the names mean is the mixers' matter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class OpenChunk:
 
 
 def group_of(chunks: Sequence[OpenChunk]) -> list[State]:
-    """The caches of exactly these chunks in this order, stacked; changes of the result are changes of the chunks'."""
+    """The caches of exactly these chunks in this order, stacked; to change them is to change the chunks'."""
     group = chunks[0].group
     rows = next(iter(group[0].values())).shape[0]
     if rows == len(chunks) and all(c.group is group and c.row == b for b, c in enumerate(chunks)):

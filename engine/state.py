@@ -1,9 +1,9 @@
-"""The central noun: what a session has become by reading. Owns the frozen types; knows no model, file or session id.
+"""The central noun: what a session has become by reading. Owns the frozen types; knows no model, file or id.
 
-A state is committed at chunk ends and is a function of the token sequence alone; after the last commit only the
-tokens of the open chunk are kept, each with its kind. Nothing else may influence a logit. A whole chunk is committed
-when a token after it arrives, not before: so the logits after the last token can always be computed from what is
-pending, and no hidden vector needs to be kept beside the state.
+A state is committed at chunk ends and is a function of the token sequence alone; after the last commit only
+the tokens of the open chunk are kept, each with its kind. Nothing else may influence a logit. A whole chunk
+is committed when a token after it arrives, not before: so the logits after the last token can always be
+computed from what is pending, and no hidden vector needs to be kept beside the state.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SessionState:
 def state_layout(
     config: ModelConfig, compute_dtype: torch.dtype, memory_dtype: torch.dtype = torch.float32
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name -> (shape, dtype) of the committed tensors of one session; the whole of spec/memory.md section 6."""
+    """Name -> (shape, dtype) of the committed tensors of one session; all of spec/memory.md section 6."""
     layers, heads, hd = config.layers, config.heads, config.head_dim
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for i, (out, inn) in enumerate(config.memory_shapes):

@@ -1,4 +1,4 @@
-"""What reading did to the memory: surprise, movement, the share written (spec/memory.md 5). Knows no model."""
+"""What reading did to the memory: surprise, movement, share written (spec/memory.md 5). Knows no model."""
 
 from __future__ import annotations
 

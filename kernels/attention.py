@@ -1,7 +1,7 @@
 """Attention over a window or a segment, in blocks of one chunk with a fixed, masked key length.
 
-Every query block has the same shapes wherever it stands, so a token's bits don't depend on how its text was split.
-Knows no module, no rotary position and no cache policy. q, k, v are `[B, H, T, d]`, rotated already.
+Every query block has the same shapes wherever it stands, so a token's bits don't depend on how its text was
+split. Knows no module, no rotary position and no cache policy. q, k, v are `[B, H, T, d]`, rotated already.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def window_blocks(
 
     def blocks(x: Tensor, persistent: Tensor) -> Tensor:
         view = x.unfold(2, W + block, block).permute(0, 2, 1, 4, 3)
-        return torch.cat([persistent.to(x.dtype).expand(B, n, H, P, d), view], 3).reshape(B * n, H, P + W + block, d)
+        return torch.cat([persistent.to(x.dtype).expand(B, n, H, P, d), view], 3).reshape(
+            B * n, H, P + W + block, d
+        )
 
     mask = window_mask(start, n, block, W, P)
     y = F.scaled_dot_product_attention(
@@ -65,8 +67,8 @@ def segment_block(
 ) -> Tensor:
     """MAC: queries at segment positions ``offset[b] + i`` over [p, h_1..h_i, x_1..x_i]; `[B, H, L, d]`.
 
-    ``keys``, ``values`` are the segment's buffers for h and for x, `[B, H, C, d]` each; rows past a query's own
-    position are masked, so what stands in them doesn't matter as long as it is finite.
+    ``keys``, ``values`` are the segment's buffers for h and for x, `[B, H, C, d]` each; rows past a query's
+    own position are masked, so what stands in them doesn't matter as long as it is finite.
     """
     B, H, L, d = q.shape
     P, C = persistent_k.shape[1], keys[0].shape[2]
@@ -83,10 +85,12 @@ def segment_block(
 def one_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """One query a session: q `[B, H, 1, d]`, k and v `[B, H, S, d]`, ``mask`` `[B, S]`; `[B, H, 1, d]`.
 
-    Written out, since on a CPU the library's kernel divides a single row among threads by the size of the batch.
+    Written out, since the library's CPU kernel divides a single row among threads by the batch's size.
     """
     B, H, S, d = k.shape
     scores = torch.bmm(q.reshape(B * H, 1, d), k.reshape(B * H, S, d).transpose(1, 2)).view(B, H, 1, S)
-    scores = (scores.to(torch.promote_types(q.dtype, torch.float32)) * d**-0.5).masked_fill(~mask[:, None, None], float("-inf"))
+    scores = (scores.to(torch.promote_types(q.dtype, torch.float32)) * d**-0.5).masked_fill(
+        ~mask[:, None, None], float("-inf")
+    )
     weights = torch.softmax(scores, -1).to(v.dtype)
     return torch.bmm(weights.view(B * H, 1, S), v.reshape(B * H, S, d)).view(B, H, 1, d)

@@ -1,7 +1,8 @@
 """The Titans rule in chunk form: the scan that moves the memory, and the causal read of every token.
 
-Exact: equal to the token-by-token rule with all gradients of a chunk taken at its start (spec/memory.md 1). The scan
-is sequential over chunks and does only what the state needs; the read is parallel over chunks. Knows no module.
+Exact: equal to the token-by-token rule with all gradients of a chunk taken at its start (spec/memory.md 1).
+The scan is sequential over chunks and does only what the state needs; the read is parallel over chunks. Knows
+no module.
 
 Shapes: B sessions, H heads, n chunks of L tokens, head_dim d, D memory layers. Weights are `[B, H, out, in]`.
 """
@@ -84,8 +85,8 @@ def scan(
 ) -> Scan:
     """Learn n chunks (Titans eq. 13-14, 16-18).
 
-    ``k``, ``v`` `[B, H, n, L, d]`; ``decay`` of gates `[B, H, D, n, L]`; ``memory`` and ``momentum`` one tensor
-    `[B, H, out, in]` a memory layer.
+    ``k``, ``v`` `[B, H, n, L, d]`; ``decay`` of gates `[B, H, D, n, L]`; ``memory`` and ``momentum`` one
+    tensor `[B, H, out, in]` a memory layer.
     """
     B, H, n, L, d = k.shape
     N = B * H

@@ -41,9 +41,10 @@ def step(
 ) -> Tensor:
     """Store token ``index[b]`` of each session's chunk in its cache and read after it; returns `[B, H, d]`.
 
-    ``q``, ``k``, ``v`` `[B, H, d]`; ``gates`` theta, eta, alpha as `[3, B, H, D]`; ``memory`` and ``momentum``
-    `[B, H, out, in]` a memory layer; ``cache`` as ``cache_shapes`` with B in front, changed in place;
-    ``index`` `[B]` int64. ``decay`` holds A, F, E; ``rows`` the rows of G and P so far (``gates.Decays``).
+    ``q``, ``k``, ``v`` `[B, H, d]`; ``gates`` theta, eta, alpha as `[3, B, H, D]`; ``memory`` and
+    ``momentum`` `[B, H, out, in]` a memory layer; ``cache`` as ``cache_shapes`` with B in front, changed in
+    place; ``index`` `[B]` int64. ``decay`` holds A, F, E; ``rows`` the rows of G and P so far
+    (``gates.Decays``).
     """
     B, H, d = q.shape
     N = B * H

@@ -1,8 +1,9 @@
-"""Elementwise functions whose bits don't depend on how many elements are computed together. Knows no shape's meaning.
+"""Elementwise functions whose bits don't depend on how many elements come together. Knows no shape's meaning.
 
-On a CPU the library computes most of a tensor with vector instructions and the rest of each thread's share one by one,
-by other formulas; which elements are the rest depends on the count, the strides and the threads. Here every thread's
-share is a whole number of vectors. On a GPU, and while training, the functions are the library's.
+On a CPU the library computes most of a tensor with vector instructions and the rest of each thread's share
+one by one, by other formulas; which elements are the rest depends on the count, the strides and the threads.
+Here every thread's share is a whole number of vectors. On a GPU, and while training, the functions are the
+library's.
 """
 
 from __future__ import annotations

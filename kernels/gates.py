@@ -1,6 +1,6 @@
 """Scalars of the chunk form: gates and the decays made of them. Tensors in, tensors out; knows no module.
 
-Notation (Titans, arXiv 2501.00663, eq. 13-14; alpha is the FORGET rate): inside a chunk that starts from (M_0, S_0)
+Notation (Titans, arXiv 2501.00663, eq. 13-14; alpha is the FORGET rate): in a chunk that begins at (M_0, S_0)
 
     M_t = A_t M_0 + F_t S_0 - sum_{j<=t} G_tj g_j          S_t = E_t S_0 - sum_{j<=t} P_tj theta_j g_j
 
@@ -47,10 +47,10 @@ class Decays(NamedTuple):
 
 
 def _ratios(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Products of ``factor`` over (j, t] as `[..., L, L]`, zero above the diagonal, and over [1, t] as `[..., L]`.
+    """Products of ``factor`` over (j, t] as `[..., L, L]`, 0 above the diagonal, and over [1, t], `[..., L]`.
 
-    Differences of logs, since ratios of cumulative products underflow. A factor that is exactly 0 is a reset: logs
-    leave it out and a running count of resets masks every product that spans one.
+    Differences of logs, since ratios of cumulative products underflow. A factor that is exactly 0 is a reset:
+    logs leave it out and a running count of resets masks every product that spans one.
     """
     reset = factor <= 0
     logs = elementwise.log(torch.where(reset, torch.ones_like(factor), factor)).cumsum(-1)

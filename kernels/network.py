@@ -1,7 +1,8 @@
-"""The memory network: a plain forward pass and the per-token factors of its inner gradient. Knows no gate, no chunk.
+"""The memory network: forward, and the per-token factors of its inner gradient. Knows no gate, no chunk.
 
-M(x) = [x +] [LN](W_L act(... act(W_1 x))), weights `[N, out, in]`, tokens are rows `[N, L, d]`; N is batch times
-heads. Titans (NeurIPS text) 3.3; the factors are the two sides of each rank-one gradient (spec/memory.md 1, 5).
+M(x) = [x +] [LN](W_L act(... act(W_1 x))), weights `[N, out, in]`, tokens are rows `[N, L, d]`; N is batch
+times heads. Titans (NeurIPS text) 3.3; the factors are the two sides of each rank-one gradient
+(spec/memory.md 1, 5).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def retrieve(weights: Sequence[Tensor], x: Tensor, residual: bool, norm: bool) -
 
 
 class Factors(NamedTuple):
-    """The gradient of ||M(k) - v||^2 for W_l and token t is the outer product of delta[l][t] and inputs[l][t]."""
+    """The gradient of ||M(k) - v||^2 for W_l at token t is delta[l][t] times inputs[l][t] transposed."""
 
     inputs: list[Tensor]
     """Per memory layer `[N, L, in]`."""

@@ -1,4 +1,4 @@
-"""The Titans rule as it is written: token by token, gradients from autograd. Slow, and what everything else is held to.
+"""The Titans rule as it is written: token by token, gradients from autograd. Slow; all else is held to it.
 
 Owns no speed. One head, one session; run it in float64. Titans eq. 11-15; gradients of a chunk at its start
 (section 3.2), M and S moving token by token.

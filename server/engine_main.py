@@ -50,7 +50,7 @@ def make_engine(
     torch.set_num_threads(threads or _processors())
     place = numerics.pick_device(device)
     found = load_checkpoint(checkpoint)
-    compute = numerics.choose(found.config, place, precision)
+    compute = numerics.choose(place, precision)
     model = Titans(found.config)
     model.load_state_dict(found.tensors(model.state_dict()))
     model.to(place).prepare(compute)

@@ -1,5 +1,4 @@
-"""How hard the rows are: noise rises only while far answers are right, and rows grow with it. Knows no tensor.
-"""
+"""How hard the rows are: noise rises while far answers are right, and rows grow with it. Knows no tensor."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ class Curriculum:
     """Accuracy from which noise rises."""
     noise: float
     noise_max: float
+
     @property
     def length(self) -> int:
         return next((length for length, until in self.stages if self.noise < until), self.stages[-1][0])

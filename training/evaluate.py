@@ -92,7 +92,7 @@ def ask(model: Titans, tokenizer: Tokenizer, state: SessionState, facts: Sequenc
     said: list[str] = []
     for first in range(0, len(facts), QUESTIONS_AT_ONCE):
         some = facts[first : first + QUESTIONS_AT_ONCE]
-        prompts = [tokenizer.encode(f"{f.prompt} {f.opening}", add_special_tokens=False).ids for f in some]
+        prompts = [tokenizer.encode(f.prompt, add_special_tokens=False).ids for f in some]
         logits, _ = model.open_chunk(read(model, [state] * len(some), prompts))
         said += [str(tokenizer.decode([i])).strip() for i in logits.argmax(-1).tolist()]
     return said

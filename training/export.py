@@ -37,7 +37,7 @@ def export(run: Path, out: Path, promise: int) -> None:
     model = Titans(config)
     shards.load(run, model)
     tensors = {
-        name: p.detach().to(torch.float32 if p.ndim == 1 or name.endswith(EXACT) else torch.bfloat16)
+        name: p.detach().to(torch.float32 if p.ndim != 2 or name.endswith(EXACT) else torch.bfloat16)
         for name, p in model.named_parameters()
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out / "model.safetensors")

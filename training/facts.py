@@ -38,15 +38,15 @@ NOUNS = tuple(
 )
 PROMPT: dict[str, object] = {
     "system": "{content}\n",
-    "user": "\nQuestion: {content}\nAnswer:",
+    "user": "\n{content}",
     "assistant": " {content}",
     "end_of_turn": "\n",
     "stop": ["\n"],
 }
 """The checkpoint's chat template, as ``prompt.json`` holds it: how its training asked and answered."""
 
-OPENING = "The {name} of the {entity} is"
-"""How the training text answers every question, before the value and a full stop."""
+QUESTION = "The {name} of the {entity} is"
+"""How a fact is asked for: as a sentence to complete."""
 
 _SENTENCES = (
     "The {name} of the {entity} is {value}.",
@@ -64,12 +64,10 @@ class Relation:
     name: str
     values: tuple[str, ...]
     sentences: tuple[str, ...]
-    questions: tuple[str, ...]
-    """The first is the canonical form, the one that ``Fact.question`` has."""
 
 
-def _relation(name: str, values: str, question: str) -> Relation:
-    return Relation(name, tuple(values.split()), _SENTENCES, ("What is the {name} of the {entity}?", question))
+def _relation(name: str, values: str) -> Relation:
+    return Relation(name, tuple(values.split()), _SENTENCES)
 
 
 RELATIONS = (
@@ -77,25 +75,21 @@ RELATIONS = (
         "home city",
         """Athens Berlin Boston Cairo Chicago Delhi Dublin Havana Lima Lisbon London Madrid Moscow Naples Oslo
         Paris Prague Tokyo Vienna Warsaw""",
-        "Where does the {entity} live?",
     ),
     _relation(
         "favourite colour",
         """amber black blue brown crimson golden green grey ivory olive orange pink purple red scarlet silver
         turquoise violet white yellow""",
-        "Which colour does the {entity} like best?",
     ),
     _relation(
         "favourite food",
         """apples beans bread butter cake cheese cherries chocolate fish ginger honey lemons mushrooms noodles
         onions pepper plums potatoes rice soup""",
-        "What does the {entity} like to eat?",
     ),
     _relation(
         "instrument",
         """accordion bagpipe banjo bugle cello clarinet drum fiddle flute guitar harp horn lute mandolin oboe
         organ piano trumpet tuba violin""",
-        "What does the {entity} play?",
     ),
 )
 
@@ -118,11 +112,6 @@ class Fact:
     question: str
     answer: str
     """The value, one word."""
-
-    @property
-    def opening(self) -> str:
-        """How an answer begins, up to its value: the model answers in a sentence."""
-        return OPENING.format(name=self.relation, entity=self.entity)
 
     @property
     def prompt(self) -> str:
@@ -161,7 +150,7 @@ def make_facts(seed: int, count: int, split: Split = "demo") -> list[Fact]:
             "value": relation.values[rng.randrange(len(relation.values))],
         }
         sentence = relation.sentences[rng.randrange(len(relation.sentences))].format(**words)
-        question = relation.questions[0].format(**words)
+        question = QUESTION.format(**words)
         facts[entity] = Fact(entity, relation.name, words["value"], sentence, question, words["value"])
     return list(facts.values())
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mnemosyne.training.corpus import Stream
-from mnemosyne.training.facts import ADJECTIVES, NOUNS, OPENING, PROMPT, RELATIONS, Relation, pairs
+from mnemosyne.training.facts import ADJECTIVES, NOUNS, PROMPT, QUESTION, RELATIONS, Relation, pairs
 
 MAX_FACTS = 48
-_FACT_TOKENS, _QUESTION_TOKENS = 14, 29
+_FACT_TOKENS, _QUESTION_TOKENS = 14, 13
 _UPDATE = 0.05
 _DISTRACTOR = 0.15
 _DISTRACTORS = (
@@ -92,16 +92,7 @@ class Sampler:
         }
         self._words = {word: self._ids(f" {word}") for word in words}
         self._sentences = {r.name: [self._compile(f" {s}") for s in r.sentences] for r in RELATIONS}
-        self._questions = {
-            r.name: [
-                self._compile(text)
-                for text in (
-                    *(str(PROMPT["user"]).format(content=q) + f" {OPENING}" for q in r.questions),
-                    f"\n{OPENING}",
-                )
-            ]
-            for r in RELATIONS
-        }
+        self._question = self._compile(str(PROMPT["user"]).format(content=QUESTION))
         self._distractors = [self._compile(f" {s}") for s in _DISTRACTORS]
         self._stop = self._ids("." + str(PROMPT["end_of_turn"]))
 
@@ -137,7 +128,12 @@ class Sampler:
 
     def _row(self, out: Batch, row: int, length: int, noise: float) -> None:
         rng = self._rng
-        own = noise * float(rng.uniform(0.3, 1.7)) if rng.random() > 0.1 else 0.0
+        # Half of the rows are dense with facts, so that many fit into the memory; half are mostly noise.
+        own = (
+            noise * float(rng.uniform(0.3, 1.7))
+            if rng.random() < 0.5
+            else float(rng.uniform(0, min(noise, 10)))
+        )
         count = int(max(1, min(MAX_FACTS, length // (_FACT_TOKENS + _QUESTION_TOKENS + own))))
         asked = max(count, min(3 * count, 6))
         told = self._draw(count)
@@ -211,7 +207,7 @@ class Sampler:
                     owed -= end - start
                     start = end
             if question:
-                piece = self._render(self._pick(self._questions[fact.relation.name], 0.5), fact)
+                piece = self._render(self._question, fact)
                 answer = self._words[fact.value]
                 after = at + len(piece)
                 if after + len(answer) + len(self._stop) > length:

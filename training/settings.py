@@ -22,8 +22,8 @@ class Settings:
     resume: Path | None = None
     """Folder of an earlier run to go on from."""
     seed: int = 0
-    fuse: bool = False
-    """Compile the hot functions (training.fused): a minute of warm-up, then about half the time a step."""
+    bf16: bool = False
+    """Dense products in bf16 on a CPU too; on a GPU they always are."""
     workers: int = 12
     step_tokens: int = 65_536
     lengths: str = "512:15,1024:60,2048:240,4096:1e9"
@@ -45,7 +45,7 @@ class Settings:
     penalty: float = 0.1
     """Weight of what is written and forgotten outside facts."""
     teach: float = 1.0
-    """Weight of the lesson that a fact's value is to be written: without it gates close before they were of use."""
+    """Weight of the lesson that a fact's value is to be written: without it gates close before any use."""
     save_every: float = 2.0
     """Minutes."""
     layers: int = 3

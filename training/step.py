@@ -38,8 +38,7 @@ def metric_names(layers: int) -> list[str]:
 
 
 class Step:
-    """``step(batch, lr)`` changes the model; ``read()`` gives the metrics' means since the last
-    one."""
+    """``step(batch, lr)`` changes the model; ``read()`` gives the metrics' means since the last one."""
 
     def __init__(self, model: Titans, settings: Settings) -> None:
         self.model, self.settings = model, settings
@@ -142,10 +141,13 @@ class Step:
         text_loss = (entropy * text).sum() / text.sum().clamp(min=1)
         stacked = torch.stack(gates)  # [layers, 3, B, H, D, T]
         theta, alpha = stacked[:, 0] / memory.theta_max, stacked[:, 2] / memory.alpha_max
-        outside = (fact == 0).float()[:, None, None]
-        inside = (fact > 0).float()[:, None, None]
-        value = (fact == 2).float()[:, None, None]
-        cells = theta.shape[0] * theta.shape[2] * theta.shape[3]
+        # The first layer's gates see one token and no context, so all that they could tell is a word: it
+        # reads, and the layers above write.
+        writes = torch.arange(len(gates), device=fact.device).view(-1, 1, 1, 1, 1) >= min(1, len(gates) - 1)
+        inside = ((fact > 0)[:, None, None] & writes).float()
+        outside = 1 - inside
+        value = (fact == 2)[:, None, None].float() * writes
+        cells = theta.shape[2] * theta.shape[3]
         cost = ((write_penalty(theta) + write_penalty(alpha)) * outside).sum() / (outside.sum() * cells)
         closed = (torch.relu(WRITE - theta) * value).sum() / (WRITE * cells * value.sum().clamp(min=1))
         loss = answer_loss + s.text_weight * text_loss + s.penalty * cost + s.teach * closed
@@ -154,12 +156,14 @@ class Step:
             far = (distance > s.reach).float() * answer
 
             def share(x: Tensor, where: Tensor) -> Tensor:
-                return (x * where).mean((2, 3)).sum((1, 2)) / where.sum().clamp(min=1)
+                return (x * where).mean((2, 3)).sum((1, 2)) / where.sum((1, 2, 3, 4)).clamp(min=1)
 
             counts = [(right * far).sum(), far.sum(), (right * (answer - far)).sum(), (answer - far).sum()]
             metrics = torch.cat(
                 [
-                    torch.stack([*(x.detach() for x in (loss, answer_loss, text_loss, cost, closed)), *counts]),
+                    torch.stack(
+                        [*(x.detach() for x in (loss, answer_loss, text_loss, cost, closed)), *counts]
+                    ),
                     share((theta > 0).float(), outside),
                     share((theta > 0).float(), inside),
                     share(theta, inside),

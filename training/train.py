@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mnemosyne.engine.model import Titans
-from mnemosyne.training import fused, shards
+from mnemosyne.training import shards
 from mnemosyne.training.curriculum import Curriculum
 from mnemosyne.training.feed import Feed
 from mnemosyne.training.settings import Settings, parse
@@ -32,10 +32,9 @@ def build(settings: Settings) -> Titans:
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Titans(settings.model).to(device)
-    if settings.fuse:
-        fused.fuse()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
+    if settings.bf16 or device.type == "cuda":
         model.set_compute(torch.bfloat16)
     return model
 

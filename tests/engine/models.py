@@ -10,7 +10,9 @@ from mnemosyne.engine.model import Titans
 VARIANTS: tuple[Variant, ...] = ("mac", "mag", "mal", "lmm")
 
 
-def small_config(variant: Variant = "mag", *, dim: int = 128, depth: int = 2, norm: bool = False) -> ModelConfig:
+def small_config(
+    variant: Variant = "mag", *, dim: int = 128, depth: int = 2, norm: bool = False
+) -> ModelConfig:
     return ModelConfig(
         variant=variant,
         layers=2,

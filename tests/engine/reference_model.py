@@ -1,5 +1,6 @@
-"""The whole model token by token in float64, written from spec/memory.md and not from the engine: what its chunk form
-is held to. Takes the engine's weights and none of its code; of the kernels only the per-token reference."""
+"""The whole model token by token in float64, written from spec/memory.md and not from the engine: what its
+chunk form is held to. Takes the engine's weights and none of its code; of the kernels only the per-token
+reference."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def convolve(streams: Tensor, weight: Tensor) -> Tensor:
 
 
 class LayerReference:
-    """One layer's mixer over a whole sequence ``u`` `[T, dim]`; leaves the final memory in ``M`` and ``S``."""
+    """One layer's mixer over a whole sequence ``u`` `[T, dim]`; leaves the last memory in ``M`` and ``S``."""
 
     def __init__(self, model: Titans, layer: int) -> None:
         self.c = model.config
@@ -136,9 +137,12 @@ class LayerReference:
                     read = memory_network([w[head] for w in frozen], query, c.memory.residual, c.memory.norm)
                     h.append(rms(read, memory.norm))
                 h_row = torch.cat(h, -1)[0]
-                q, k, v = (self.heads(x.unsqueeze(0))[:, 0] for x in (u[t] @ attention.project.weight.T).chunk(3))
+                q, k, v = (
+                    self.heads(x.unsqueeze(0))[:, 0] for x in (u[t] @ attention.project.weight.T).chunk(3)
+                )
                 hk, hv = (
-                    self.heads(x.unsqueeze(0))[:, 0] for x in (h_row @ attention.project.weight[c.dim :].T).chunk(2)
+                    self.heads(x.unsqueeze(0))[:, 0]
+                    for x in (h_row @ attention.project.weight[c.dim :].T).chunk(2)
                 )
                 keys += [rope(hk, place, c.rope_theta), rope(k, place, c.rope_theta)]
                 values += [hv, v]

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.engine.models import VARIANTS, random_tokens, small_config, small_model
 
 from mnemosyne.engine import layers
 from mnemosyne.engine.advance import advance
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.state import SessionState
+from tests.engine.models import VARIANTS, random_tokens, small_config, small_model
 
 COMPUTE = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, id="bf16")]
 BATCHES = (1, 2, 3, 5, 7, 9, 17)
@@ -43,7 +43,9 @@ def test_any_split_ends_in_the_same_state(variant, compute):
 def test_state_size_never_grows(variant):
     config = small_config(variant)
     model = small_model(config)
-    sizes = {advance(model, model.initial_state(), random_tokens(n, 1), chunk=16).nbytes for n in (1, 100, 500)}
+    sizes = {
+        advance(model, model.initial_state(), random_tokens(n, 1), chunk=16).nbytes for n in (1, 100, 500)
+    }
     assert sizes == {model.initial_state().nbytes}
 
 
@@ -56,17 +58,22 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def sessions(model: Titans, count: int) -> list[SessionState]:
-    """Sessions of different tokens and lengths, each read alone, with room for a few tokens in the open chunk."""
+    """Sessions of different tokens and lengths, each read alone, with room for tokens in the open chunk."""
     chunk = model.config.chunk
     return [
-        advance(model, model.initial_state(), random_tokens(chunk * (1 + i % 3) + 1 + i % (chunk - 3), seed=i), chunk=chunk)
+        advance(
+            model,
+            model.initial_state(),
+            random_tokens(chunk * (1 + i % 3) + 1 + i % (chunk - 3), seed=i),
+            chunk=chunk,
+        )
         for i in range(count)
     ]
 
 
 def check_isolation(model: Titans, states: list[SessionState], batches: tuple[int, ...]) -> None:
-    """Raise AssertionError unless each session's next chunks, logits and decoded logits are the same bits alone and
-    in every batch."""
+    """Raise AssertionError unless each session's next chunks, logits and decoded logits are the same bits
+    alone and in every batch."""
     chunk = model.config.chunk
     texts = [random_tokens(2 * chunk, seed=100 + i) for i in range(len(states))]
     bare = [SessionState(s.position, s.tensors) for s in states]
@@ -102,7 +109,7 @@ def test_a_session_is_the_same_alone_and_in_any_batch(variant, compute, threads)
 
 
 def test_a_gemm_whose_bits_depend_on_the_batch_is_caught(monkeypatch):
-    """The last 1e-7 of a product moves with the number of its rows, as a library's choice of kernel would have it."""
+    """The last 1e-7 of a product moves with the number of its rows, as a library's choice of kernel does."""
     model = small_model(small_config("mag", dim=256))
     states = sessions(model, 3)
 

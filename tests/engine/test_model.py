@@ -1,4 +1,4 @@
-"""The chunk form of the whole model against the token-by-token reference, and decode against the chunk form."""
+"""The whole model's chunk form against the token-by-token reference, and decode against the chunk form."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ def test_chunk_form_equals_reference(variant, depth, norm):
         want = torch.stack([torch.stack(layer.S[i]) for layer in layers])
         assert error(state.tensors[f"momentum.{i}"], want) < 1e-8
         start = model.initial_state().tensors[f"memory.{i}"]
-        assert error(start, state.tensors[f"memory.{i}"]) > 1e-2, "the memory has to change for this to mean anything"
+        assert error(start, state.tensors[f"memory.{i}"]) > 1e-2, (
+            "the memory has to change for this to mean anything"
+        )
 
 
-@pytest.mark.parametrize(("compute", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("compute", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_decode_equals_chunk_path(variant, compute, bound):
     config = small_config(variant)

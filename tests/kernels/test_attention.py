@@ -22,7 +22,9 @@ def dense(q, k, v, persistent_k, persistent_v, seen):
 
 
 def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + shape[-2]), dtype=torch.float64)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(len(shape) + shape[-2]), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("first", [0, 8, 400])
@@ -44,9 +46,13 @@ def test_segment_block():
     C, offset = 12, 4
     q, pk, pv = normal(H, BLOCK, D), normal(H, P, D), normal(H, P, D)
     xk, xv, hk, hv = normal(H, C, D), normal(H, C, D) + 1, normal(H, C, D) + 2, normal(H, C, D) + 3
-    got = segment_block(q[None], (hk[None], xk[None]), (hv[None], xv[None]), pk, pv, torch.tensor([offset]))[0]
+    got = segment_block(q[None], (hk[None], xk[None]), (hv[None], xv[None]), pk, pv, torch.tensor([offset]))[
+        0
+    ]
     causal = torch.arange(C)[None] <= offset + torch.arange(BLOCK)[:, None]
-    expected = dense(q, torch.cat([hk, xk], 1), torch.cat([hv, xv], 1), pk, pv, torch.cat([causal, causal], 1))
+    expected = dense(
+        q, torch.cat([hk, xk], 1), torch.cat([hv, xv], 1), pk, pv, torch.cat([causal, causal], 1)
+    )
     assert torch.allclose(got, expected, atol=1e-12)
 
 
@@ -55,7 +61,9 @@ def test_rotary_depends_on_distance_alone(far):
     q, k = normal(1, D).float(), normal(2, D)[:1].float()
 
     def score(position: int) -> float:
-        angles = [rotary_angles(torch.tensor([p]), D, 10_000.0, torch.float32) for p in (position + 5, position)]
+        angles = [
+            rotary_angles(torch.tensor([p]), D, 10_000.0, torch.float32) for p in (position + 5, position)
+        ]
         return float((rotate(q, *angles[0]) * rotate(k, *angles[1])).sum())
 
     assert abs(score(far) - score(0)) < 1e-5

@@ -12,7 +12,9 @@ from mnemosyne.kernels.gates import decays, gate
 from mnemosyne.kernels.reference import titans_reference
 
 HEAD, HIDDEN, CHUNK, CHUNKS = 8, 12, 6, 3
-OPTIONS = [(depth, residual, norm) for depth in (1, 2, 3, 4) for residual in (False, True) for norm in (False, True)]
+OPTIONS = [
+    (depth, residual, norm) for depth in (1, 2, 3, 4) for residual in (False, True) for norm in (False, True)
+]
 
 
 class Case:
@@ -32,7 +34,11 @@ class Case:
         self.momentum = [0.02 * normal(*m.shape) for m in self.memory]
         self.q, self.k = network.unit(normal(T, HEAD)), network.unit(normal(T, HEAD))
         self.v = normal(T, HEAD)
-        self.theta, self.eta, self.alpha = 0.05 * uniform(depth, T), uniform(depth, T), 0.1 * uniform(depth, T)
+        self.theta, self.eta, self.alpha = (
+            0.05 * uniform(depth, T),
+            uniform(depth, T),
+            0.1 * uniform(depth, T),
+        )
         if gates == "ends":
             self.theta[uniform(depth, T) < 0.3] = 0
             self.eta[uniform(depth, T) < 0.3] = 0
@@ -40,7 +46,16 @@ class Case:
 
     def reference(self, **options):
         return titans_reference(
-            self.q, self.k, self.v, self.theta, self.eta, self.alpha, self.memory, self.momentum, chunk=CHUNK, **options
+            self.q,
+            self.k,
+            self.v,
+            self.theta,
+            self.eta,
+            self.alpha,
+            self.memory,
+            self.momentum,
+            chunk=CHUNK,
+            **options,
         )
 
     def chunked(self, dtype: torch.dtype, *, clip: float | None, **options):
@@ -89,7 +104,9 @@ def test_decode_step_equals_read(depth):
     y, _, _, _ = case.reference(**options)
     memory, momentum = case.memory, case.momentum
     shapes = [tuple(m.shape) for m in memory]
-    cache = {n: torch.zeros(1, *s, dtype=torch.float64) for n, s in decode.cache_shapes(1, CHUNK, shapes).items()}
+    cache = {
+        n: torch.zeros(1, *s, dtype=torch.float64) for n, s in decode.cache_shapes(1, CHUNK, shapes).items()
+    }
     cache["decay"][:, [0, 2]] = 1
     for t in range(CHUNK):
         gates = torch.stack([g[:, t] for g in (case.theta, case.eta, case.alpha)])[:, None, None]

@@ -1,0 +1,29 @@
+"""``mnemosyne models``: what a server serves."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from mnemosyne.server.cli.client import Client
+from mnemosyne.server.cli.terminal import (
+    URL_DEFAULT,
+    Json,
+    Key,
+    Url,
+    failures_as_one_line,
+    output,
+    print_json,
+)
+
+
+def models(url: Url = URL_DEFAULT, key: Key = None, json: Json = False) -> None:
+    """List the models that the server serves."""
+    with failures_as_one_line(), Client(url, key) as client:
+        found = client.models()
+    if json:
+        print_json(found)
+        return
+    table = Table("model", "root", "longest request (tokens)")
+    for model in found:
+        table.add_row(model["id"], str(model.get("root", "")), str(model.get("max_model_len", "")))
+    output.print(table)

@@ -1,0 +1,57 @@
+"""The checkpoint that ships: its own promises about logits, on text that it is served with."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from mnemosyne.checkpoints.weights import load_checkpoint, shipped
+from mnemosyne.engine.advance import advance
+from mnemosyne.engine.model import Titans
+from mnemosyne.engine.state import GENERATED, SessionState
+
+CHUNKS = 17
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def model(request: pytest.FixtureRequest) -> Titans:
+    found = load_checkpoint(shipped())
+    made = Titans(found.config)
+    made.load_state_dict(found.tensors(made.state_dict()))
+    return made.prepare(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[int]:
+    tokenizer = Tokenizer.from_file(str(shipped() / "tokenizer.json"))
+    text = "".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    return tokenizer.encode(text[:9000], add_special_tokens=False).ids
+
+
+def test_chunk_path_and_decode_agree(model, tokens):
+    """Every position of some chunks both ways: input through the chunk path, generated through decode."""
+    bound = 1e-3 if model.compute == torch.float32 else 3e-2
+    L = model.config.chunk
+    assert len(tokens) > CHUNKS * L
+    state = model.initial_state()
+    same = positions = 0
+    for c in range(CHUNKS):
+        ids = tuple(tokens[c * L : (c + 1) * L])
+        prefixes = [SessionState(state.position, state.tensors, ids[:n], bytes(n)) for n in range(1, L + 1)]
+        chunked, _ = model.open_chunk(prefixes)
+        first = SessionState(state.position, state.tensors, ids[:1], bytes([GENERATED]))
+        row, chunk = model.open_chunk([first])
+        decoded = [row, *(model.decode(chunk, torch.tensor([token])) for token in ids[1:])]
+        difference = (chunked - torch.cat(decoded)).abs().amax(1)
+        assert (difference < bound * chunked.square().mean(1).sqrt()).all()
+        same += int((chunked.argmax(1) == torch.cat(decoded).argmax(1)).sum())
+        positions += L
+        state = advance(model, SessionState(state.position, state.tensors), [*ids, 0], chunk=L)
+    assert same >= 0.995 * positions
+
+
+def test_it_fits_the_repository():
+    assert sum(path.stat().st_size for path in shipped().iterdir()) <= 10_000_000

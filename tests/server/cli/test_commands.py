@@ -1,0 +1,102 @@
+"""The commands against a real server: what a person types, and what a script reads from ``--json``."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnemosyne.server.cli.client import ApiError, Client
+from tests.server.http.running import RunningServer
+from tests.server.http.scripted import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("cli")
+    running = RunningServer(write_checkpoint(folder / "scripted"), folder / "data")
+    yield running
+    running.stop()
+
+
+def mnemosyne(server: RunningServer, *arguments: str, status: int = 0) -> str:
+    command = [sys.executable, "-c", "from mnemosyne.server.cli.main import app; app()", *arguments]
+    environment = os.environ | {"MNEMOSYNE_URL": server.url, "COLUMNS": "160", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def read_json(server: RunningServer, *arguments: str) -> Any:
+    return json.loads(mnemosyne(server, *arguments, "--json"))
+
+
+def test_models(server: RunningServer) -> None:
+    assert [model["id"] for model in read_json(server, "models")] == ["scripted"]
+    assert "scripted" in mnemosyne(server, "models")
+
+
+def test_ingest_ask_export_import(server: RunningServer, tmp_path: Path) -> None:
+    book, notes = tmp_path / "book.txt", tmp_path / "notes.txt"
+    book.write_text("a long story " * 50, encoding="utf-8")
+    notes.write_text("é", encoding="utf-8")
+    read = read_json(server, "ingest", str(book), str(notes))
+    session = read["session"]["id"]
+    assert [document["status"] for document in read["documents"]] == ["absorbed", "absorbed"]
+    assert read["session"]["tokens_seen"] == 50 * 13 + 2
+
+    answer = read_json(server, "ask", "Which colour?", "--session", session)
+    assert answer["answer"].strip() == "blue"
+    assert answer["finish_reason"] == "stop"
+    assert answer["session"]["version"] == read["session"]["version"]
+    assert mnemosyne(server, "ask", "Which colour?", "--session", session).strip() == "blue"
+    assert (
+        read_json(server, "ask", "?", "-s", session, "--learn")["session"]["version"]
+        > read["session"]["version"]
+    )
+
+    exported = tmp_path / "state.bin"
+    size = read_json(server, "export", str(exported), "--session", session)["bytes"]
+    assert exported.stat().st_size == size
+    seen = next(s["tokens_seen"] for s in read_json(server, "sessions") if s["id"] == session)
+    copy = read_json(server, "import", str(exported))
+    assert copy["id"] != session
+    assert copy["tokens_seen"] == seen
+    assert session in mnemosyne(server, "sessions")
+
+
+def test_an_upload_goes_on_where_the_server_says(server: RunningServer) -> None:
+    data = bytes(range(97, 123)) * 40
+    with Client(server.url) as client:
+        session = client.create_session()["id"]
+        document = client.create_document(session, "letters", len(data))["id"]
+        path = f"/v1/sessions/{session}/documents/{document}"
+        client.call("PATCH", path, content=data[:300], headers={"Upload-Offset": "0"})
+        offsets: list[int] = []
+        client.upload(session, document, io.BytesIO(data), len(data), offsets.append, piece_bytes=400)
+        assert offsets == [300, 700, 1040]
+        assert server.finished(session, document)["tokens_absorbed"] == len(data)
+
+
+def test_an_error_of_the_server_keeps_its_code(server: RunningServer, tmp_path: Path) -> None:
+    unknown = "sess_" + "0" * 32
+    with Client(server.url) as client, pytest.raises(ApiError) as caught:
+        client.session(unknown)
+    assert caught.value.status == 404
+    assert "Traceback" not in mnemosyne(server, "ask", "?", "--session", unknown, status=1)
+    target = tmp_path / "state.bin"
+    mnemosyne(server, "export", str(target), "--session", unknown, status=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_document_that_is_not_text_is_an_error(server: RunningServer, tmp_path: Path) -> None:
+    file = tmp_path / "picture.bin"
+    file.write_bytes(b"good so far \xff\xfe")
+    assert "12" in mnemosyne(server, "ingest", str(file), status=1)
