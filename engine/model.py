@@ -64,7 +64,6 @@ class Titans(nn.Module):
         for module in self.modules():
             if isinstance(module, Dense):
                 module.weight.data = module.weight.data.to(compute)
-        self.embedding.data = self.embedding.data.to(compute)
         return self.eval()
 
     def set_compute(self, compute: torch.dtype) -> None:
@@ -132,8 +131,13 @@ class Titans(nn.Module):
         return F.embedding(tokens.to(self.device), self.embedding).to(self.master)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``hidden`` `[..., dim]`, normed, to `[..., vocab]` in fp32."""
-        return dense(hidden, self.embedding.to(self.compute)).to(self.master)
+        """``hidden`` `[..., dim]`, normed, to `[..., vocab]` in fp32.
+
+        Served in fp32 throughout: a logit of 10 rounded to bf16 is off by more than what decides between two tokens.
+        While training, where all of a batch's rows come through here, in the compute precision.
+        """
+        precision = self.master if not self.training else self.compute
+        return dense(hidden, self.embedding.to(precision)).to(self.master)
 
     def forward(self, tokens: Tensor) -> Training:
         """Whole chunks ``tokens`` `[B, n chunk]` of fresh sessions, differentiable."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mnemosyne.kernels import network
@@ -36,12 +37,6 @@ class Scan(NamedTuple):
     """`[B, H, D, n, L]`: gradient norms before clipping (surprise)."""
 
 
-def _flush(x: Tensor) -> Tensor:
-    if x.requires_grad:
-        return x
-    return torch.where(x.abs() < TINY, torch.zeros_like(x), x)
-
-
 def learn_chunk(
     M: list[Tensor],
     S: list[Tensor],
@@ -63,12 +58,12 @@ def learn_chunk(
     memory, momentum = [], []
     for i in range(len(M)):
         out = M[i].shape[1]
-        A, F, E = scalars[:, i].unsqueeze(-1).unsqueeze(-1).unbind(1)
+        keep, arrived, left = scalars[:, i].unsqueeze(-1).unsqueeze(-1).unbind(1)
         delta, weight = factors.deltas[i], rows[:, i]
         weighted = torch.cat([delta * weight[..., :1], delta * weight[..., 1:]], -1)
         step = torch.bmm(weighted.transpose(1, 2), factors.inputs[i])
-        memory.append(torch.addcmul(A * M[i] - step[:, :out], F, S[i]))
-        momentum.append(_flush(E * S[i] - step[:, out:]))
+        memory.append(torch.addcmul(keep * M[i] - step[:, :out], arrived, S[i]))
+        momentum.append(F.hardshrink(left * S[i] - step[:, out:], TINY))
     return memory, momentum, factors
 
 
@@ -136,10 +131,10 @@ def read(q: Tensor, decay: Decays, scanned: Scan, *, residual: bool, norm: bool)
         out, inn = start.shape[-2:]
         # One product reads M_0 and S_0 together: [A x, F x] against [M_0; S_0].
         A = decay.A[:, :, i].reshape(-1, L, 1)
-        F = decay.F[:, :, i].reshape(-1, L, 1)
+        arrived = decay.F[:, :, i].reshape(-1, L, 1)
         G = decay.G[:, :, i].reshape(-1, L, L)
         both = torch.bmm(x, start.reshape(-1, 2 * out, inn).transpose(1, 2))
         scores = torch.bmm(x, a.reshape(-1, L, inn).transpose(1, 2)) * G
-        z = A * both[..., :out] + F * both[..., out:] - torch.bmm(scores, delta.reshape(-1, L, out))
+        z = A * both[..., :out] + arrived * both[..., out:] - torch.bmm(scores, delta.reshape(-1, L, out))
         x = network.activation(z) if i + 1 < depth else z
     return network.finish(x, first, residual, norm).view(B, H, n, L, d)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mnemosyne.kernels import elementwise
 
 NORM_EPSILON = 1e-6
+TINY = 1e-15
 
 
 def activation(z: Tensor) -> Tensor:
@@ -91,11 +92,14 @@ def gradient_factors(
     for i in range(len(weights) - 1, 0, -1):
         delta = activation_backward(torch.bmm(delta, weights[i]), zs[i - 1])
         deltas.insert(0, delta)
-    square = torch.stack(
-        [d.square().sum(-1) * a.square().sum(-1) for d, a in zip(deltas, inputs, strict=True)], dim=1
+    norms = torch.stack(
+        [
+            torch.linalg.vector_norm(d, dim=-1) * torch.linalg.vector_norm(a, dim=-1)
+            for d, a in zip(deltas, inputs, strict=True)
+        ],
+        dim=1,
     )
-    norms = torch.sqrt(square + 1e-30)
     if clip is not None:
-        factor = (clip / norms).clamp(max=1.0)
+        factor = (clip / norms.clamp(min=TINY)).clamp(max=1.0)
         deltas = [d * factor[:, i].unsqueeze(-1) for i, d in enumerate(deltas)]
     return Factors(inputs, deltas, norms)

@@ -111,8 +111,8 @@ class Live:
             return first
 
     def _drop_unreached(self, length: int, fence: int) -> None:
-        """A snapshot is put before its record. Where the record never came (a crash, a full disk), the next one
-        takes the index, and must not be restored as that state."""
+        """A snapshot is put before its record. Where the record never came (a crash, a full disk), the next
+        one takes the index, and must not be restored as that state."""
         for ref in self._store.list_snapshots(self.id):
             if ref.version >= length:
                 self._store.delete_snapshot(self.id, ref.version, fence)

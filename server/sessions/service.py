@@ -66,8 +66,8 @@ class SessionService:
         self._core.spawn(self._tend(list(tenants)), "looking after sessions")
 
     async def drain(self, grace_seconds: float = 5.0) -> None:
-        """Take no new work (EngineUnavailable), let turns end for ``grace_seconds``, stop documents at the end of a
-        piece, save every state."""
+        """Take no new work (EngineUnavailable), let turns end for ``grace_seconds``, stop documents at the
+        end of a piece, save every state."""
         core = self._core
         core.draining = True
         await self._turns.settle(grace_seconds)

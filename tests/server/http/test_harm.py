@@ -1,5 +1,5 @@
-"""What harms a running server from outside: state files that are no state of its model, a disk without room, a
-Redis that goes amid an answer. Each is told, and the session's last version stands.
+"""What harms a running server from outside: state files that are no state of its model, a disk without room,
+a Redis that goes amid an answer. Each is told, and the session's last version stands.
 """
 
 from __future__ import annotations

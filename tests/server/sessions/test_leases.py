@@ -87,6 +87,7 @@ async def test_a_document_of_a_server_that_slept_too_long_is_read_once(
     assert held is not None
     any_store.release(held.lease)
     assert (await until_ended(two, session_id, made.id)).status == "absorbed"
+    await until(lambda: not two._core.leases.holds(session_id))
     # What the first had in memory moves nothing any more, and the session as it looks it up anew does.
     with pytest.raises(LeaseLost):
         async with one._core.writing(live):

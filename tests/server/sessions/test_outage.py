@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from mnemosyne.checkpoints.redis_store import RedisStore
@@ -74,3 +76,21 @@ async def test_reading_goes_on_when_redis_is_back(redis_server: RedisServer, eng
     await until_ended(service, undisturbed, other.id)
     assert await state(service, session_id) == await state(service, undisturbed)
     await service.drain()
+
+
+async def test_what_is_unread_is_taken_up_though_redis_came_after_the_server(
+    redis_server: RedisServer, engine: InlineEngine
+) -> None:
+    one = make_service(RedisStore(redis_server.url, timeout=2.0), engine)
+    session_id = await new_session(one)
+    live = await one._core.registry.get(TENANT, session_id)
+    async with one._absorber.stopped(live):
+        await one.create_document(TENANT, session_id, name="unread", text=TEXT)
+        one._core.draining = True
+    redis_server.kill()
+    two = make_service(RedisStore(redis_server.url, timeout=2.0), engine)
+    await two.start([TENANT])
+    await asyncio.sleep(0.1)
+    redis_server.start()
+    await until(lambda: two.stats()["tokens_absorbed_total"] > 0)  # nobody has asked for it
+    await two.drain()
