@@ -133,8 +133,8 @@ class Titans(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """``hidden`` `[..., dim]`, normed, to `[..., vocab]` in fp32.
 
-        Served in fp32 throughout: a logit of 10 rounded to bf16 is off by more than what decides between two tokens.
-        While training, where all of a batch's rows come through here, in the compute precision.
+        Served in fp32 throughout: a logit of 10 rounded to bf16 is off by more than what decides between two
+        tokens. While training, where many rows come through here, in the compute precision.
         """
         precision = self.master if not self.training else self.compute
         return dense(hidden, self.embedding.to(precision)).to(self.master)
