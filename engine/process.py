@@ -24,13 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def serve(connection: socket.socket, engine: Engine) -> None:
-    """Send EngineInfo, then serve ``connection`` until its other end is gone. Doesn't return: the process
-    exits.
+    """Send EngineInfo, then serve ``connection`` until its other end is gone; then the process
+    exits, unless that end was gone before.
 
     It exits at once, in the middle of a step too: nothing that it holds is needed by anyone then."""
     outbox: queue.SimpleQueue[Sequence[Event]] = queue.SimpleQueue()
     loop = Loop(engine, outbox.put)
-    connection.sendall(wire.encode(engine.info))
+    try:
+        connection.sendall(wire.encode(engine.info))
+    except OSError:
+        return  # the server ended while the engine was being made
     threading.Thread(target=_read, args=(connection, loop), name="engine-read", daemon=True).start()
     threading.Thread(target=_write, args=(connection, outbox), name="engine-write", daemon=True).start()
     loop.run()

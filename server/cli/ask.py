@@ -49,3 +49,5 @@ def ask(
         )
     else:
         typer.echo()
+        if not answer.text:
+            typer.echo("(an empty answer)", err=True)
