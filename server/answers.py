@@ -7,6 +7,7 @@ A stream has no chunk with choices before the first token. Its last chunks are e
 
 from __future__ import annotations
 
+import abc
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -27,7 +28,7 @@ from mnemosyne.server.sessions.views import Answer, Delta, SessionUsage
 UsageIn = Literal["none", "last", "all"]
 
 
-class Writer:
+class Writer(abc.ABC):
     """What the two endpoints have in common; a subclass gives the shape of a choice."""
 
     id_prefix: str
@@ -43,13 +44,13 @@ class Writer:
             "model": model,
         }
 
+    @abc.abstractmethod
     def piece(self, index: int, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         """A choice of a chunk."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def end(self, index: int, answer: Answer) -> dict[str, Any]:
         """The choice that carries the finish reason."""
-        raise NotImplementedError
 
     def usage(self, completion_tokens: int) -> Usage:
         return Usage(
