@@ -45,7 +45,8 @@ def test_chunk_path_and_decode_agree(model, tokens):
         first = SessionState(state.position, state.tensors, ids[:1], bytes([GENERATED]))
         row, chunk = model.open_chunk([first])
         decoded = [row, *(model.decode(chunk, torch.tensor([token])) for token in ids[1:])]
-        difference = (chunked - torch.cat(decoded)).abs().amax(1)
+        # Position by position, the root mean square of the difference against that of the logits.
+        difference = (chunked - torch.cat(decoded)).square().mean(1).sqrt()
         assert (difference < bound * chunked.square().mean(1).sqrt()).all()
         same += int((chunked.argmax(1) == torch.cat(decoded).argmax(1)).sum())
         positions += L
