@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' requirements/lock.txt)
 FOLDERS := checkpoints engine kernels server training
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-gpu check format bench load clean
+.PHONY: help demo serve test test-gpu test-slow check format bench experiments load clean
 
 help:
 	@echo "make demo      read 600 KB, answer from memory, survive kill -9: the whole in four minutes"
@@ -20,7 +20,9 @@ help:
 	@echo "make test      the default test suite (installs redis-server where it is missing)"
 	@echo "make check     format, lint, types"
 	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make test-slow the tests that take minutes"
 	@echo "make bench     measure ingest, beside titans-pytorch, and constancy on this machine"
+	@echo "make experiments  measure what the papers claim, with tables and figures (ten minutes)"
 	@echo "make load      a minute of locust against a server that runs (URL=http://127.0.0.1:8000)"
 	@echo "make format    rewrite the files as make check wants them"
 
@@ -37,6 +39,9 @@ test: $(VENV)/.dev
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,6 +54,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	@$(BIN)/python loadtests/bench.py $(ARGS)
+
+experiments: $(VENV)/.experiments
+	@$(BIN)/python -m mnemosyne.training.experiments $(ARGS)
 
 load: $(VENV)/.load
 	@$(BIN)/locust -f loadtests/locustfile.py --headless --only-summary \
@@ -88,6 +96,10 @@ $(VENV)/.bench: $(VENV)/.installed
 	@$(PIP) install -e '.[bench]' -c requirements/lock.txt
 	@$(PIP) install -e '.[peer]' -c requirements/lock.txt || \
 	  echo "titans-pytorch can't be installed: the bench leaves it out (rm $@ to try again)" >&2
+	@touch $@
+
+$(VENV)/.experiments: $(VENV)/.installed
+	@$(PIP) install -e '.[experiments]' -c requirements/lock.txt
 	@touch $@
 
 $(VENV)/.load: $(VENV)/.installed

@@ -17,15 +17,26 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mnemosyne.engine.errors import SnapshotCorrupt, SnapshotUnsupported
+from mnemosyne.engine.pyramid import Pyramid
 
 FORMAT = "mnemosyne.state"
-VERSION = 1
+VERSION = 2
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 Metadata = dict[str, str]
 Migration = Callable[[Metadata, dict[str, Tensor]], tuple[Metadata, dict[str, Tensor]]]
-MIGRATIONS: dict[int, Migration] = {}
-"""From a version to the next one. Empty: version 1 is the first."""
+
+
+def _without_pyramid(metadata: Metadata, tensors: dict[str, Tensor]) -> tuple[Metadata, dict[str, Tensor]]:
+    """Version 1 kept no trace of what was read: nothing is known of it."""
+    if "memory.0" not in tensors:
+        raise SnapshotCorrupt("the state file has no memory")
+    blank = Pyramid.blank(len(tensors["memory.0"]))
+    return metadata, tensors | {"pyramid": torch.from_numpy(blank.array())}
+
+
+MIGRATIONS: dict[int, Migration] = {1: _without_pyramid}
+"""From a version to the next one."""
 
 
 def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:

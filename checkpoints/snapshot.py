@@ -11,7 +11,11 @@ import torch
 from mnemosyne.checkpoints import format
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import NotFinite, SnapshotCorrupt, StateIncompatible
+from mnemosyne.engine.pyramid import FIELDS, LEVELS, POINTS, Pyramid
 from mnemosyne.engine.state import GENERATED, INPUT, SessionState, check_layout, state_layout
+
+PYRAMID = "pyramid"
+"""The name beside those of the state's own tensors; nothing of it enters a computation, so it may be NaN."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def dump_state(
     }
     if created_at is not None:
         metadata["created_at"] = str(created_at)
-    return format.encode(metadata, state.tensors)
+    return format.encode(metadata, {**state.tensors, PYRAMID: torch.from_numpy(state.pyramid.array())})
 
 
 def load_state(
@@ -79,6 +83,7 @@ def load_state(
             state_model=found,
             model=model_fingerprint,
         )
+    trace = tensors.pop(PYRAMID, None)
     try:
         stored = tensors["tails"].dtype
         numerics = json.loads(metadata["numerics"])
@@ -96,8 +101,20 @@ def load_state(
         tensors={name: t.to(device=device, dtype=wanted[name][1]) for name, t in tensors.items()},
         pending=pending,
         kinds=kinds,
+        pyramid=_pyramid(trace, position // config.chunk, config.layers),
     )
     return state, Manifest(model_fingerprint, numerics, position, len(pending), stored, created_at)
+
+
+def _pyramid(stored: torch.Tensor | None, chunks: int, layers: int) -> Pyramid:
+    """Raises SnapshotCorrupt unless these are the points of ``chunks`` chunks under a model of ``layers``."""
+    shape = (LEVELS, POINTS, layers, len(FIELDS))
+    if stored is None or stored.dtype != torch.float32 or tuple(stored.shape) != shape:
+        raise SnapshotCorrupt(f"the state file's pyramid isn't {shape} numbers of torch.float32")
+    levels = stored.numpy()
+    if (levels < 0).any():
+        raise SnapshotCorrupt("the state file's pyramid holds a negative norm")
+    return Pyramid.of(chunks, levels)
 
 
 def _check_tokens(position: int, pending: tuple[object, ...], kinds: bytes, config: ModelConfig) -> None:

@@ -5,6 +5,7 @@ The engine's loop applies the same rule to many sessions at once; this is its me
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -40,7 +41,7 @@ def advance(
 ) -> SessionState:
     """The state after reading ``tokens`` on top of ``state``; the same for any split of them into calls."""
     whole, pending, rest = split(state, tokens, kinds, chunk)
-    committed = SessionState(state.position, state.tensors)
+    committed = dataclasses.replace(state, pending=(), kinds=b"")
     if whole:
         committed = model.prefill([committed], torch.tensor([whole]))[0][0]
-    return SessionState(committed.position, committed.tensors, pending, rest)
+    return dataclasses.replace(committed, pending=pending, kinds=rest)

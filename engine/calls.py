@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeVar
 
+import numpy as np
+
 from mnemosyne.engine import errors
 from mnemosyne.engine.errors import EngineError, EngineUnavailable, MnemosyneError
 from mnemosyne.engine.messages import (
@@ -27,16 +29,22 @@ from mnemosyne.engine.messages import (
     Load,
     Loaded,
     Progress,
+    ReadTrace,
     Release,
     Request,
     Sampling,
     Stats,
     StatsReport,
     Token,
+    TokenTrace,
+    TraceReport,
+    TraceTokens,
 )
+from mnemosyne.engine.pyramid import FIELDS, LEVELS, POINTS, Pyramid, Values
 
 log = logging.getLogger(__name__)
-Answer = TypeVar("Answer", Advanced, Exported, Loaded, StatsReport)
+Answer = TypeVar("Answer", Advanced, Exported, Loaded, StatsReport, TraceReport, TokenTrace)
+Call = Advance | Export | Load | Stats | ReadTrace | TraceTokens
 
 
 class Calls(ABC):
@@ -120,12 +128,22 @@ class Calls(ABC):
     async def stats(self) -> dict[str, float]:
         return (await self._call(Stats(request_id=self._new_id()), StatsReport)).values
 
+    async def trace(self, handle: str) -> Pyramid:
+        report = await self._call(ReadTrace(request_id=self._new_id(), handle=handle), TraceReport)
+        shape = (LEVELS, POINTS, report.layers, len(FIELDS))
+        return Pyramid.of(report.chunks, np.frombuffer(report.data, "<f4").reshape(shape))
+
+    async def trace_tokens(self, base: str, tokens: tuple[int, ...], tenant: str = "") -> Values:
+        request = TraceTokens(request_id=self._new_id(), tenant=tenant, base=base, tokens=tokens)
+        report = await self._call(request, TokenTrace)
+        return np.frombuffer(report.data, "<f4").reshape(len(tokens), report.layers, 2)
+
     def _new_id(self) -> str:
         return f"{self._incarnation}.{next(self._ids)}"
 
     async def _call(
         self,
-        request: Advance | Export | Load | Stats,
+        request: Call,
         answer: type[Answer],
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Answer:
@@ -137,7 +155,7 @@ class Calls(ABC):
 
     async def _events(
         self,
-        request: Advance | Generate | Export | Load | Stats,
+        request: Call | Generate,
         on_progress: Callable[[Progress], None] | None,
     ) -> AsyncGenerator[Event, None]:
         """Send ``request`` and yield its events but Progress up to the last one; raise what a Failed names.

@@ -16,8 +16,19 @@ from mnemosyne.engine.errors import (
     RequestError,
     UnknownHandle,
 )
-from mnemosyne.engine.jobs import Job, Slot
-from mnemosyne.engine.messages import INITIAL, Advance, Event, Export, Failed, Generate, Load
+from mnemosyne.engine.jobs import Job, Slot, Work
+from mnemosyne.engine.messages import (
+    INITIAL,
+    MAX_TRACED_TOKENS,
+    Advance,
+    Event,
+    Export,
+    Failed,
+    Generate,
+    Load,
+    ReadTrace,
+    TraceTokens,
+)
 from mnemosyne.engine.sampling import Sampler
 from mnemosyne.engine.scheduler import Scheduler
 from mnemosyne.engine.state import GENERATED, INPUT, SessionState
@@ -37,7 +48,7 @@ class Desk:
         self._counters = counters
         self._vocab_size = vocab_size
 
-    def accept(self, request: Advance | Generate | Export | Load) -> None:
+    def accept(self, request: Work) -> None:
         """Take the request, or answer it with Failed and change nothing."""
         try:
             self._accept(request)
@@ -116,7 +127,7 @@ class Desk:
             "state_bytes": sum(held.values()),
         }
 
-    def _accept(self, request: Advance | Generate | Export | Load) -> None:
+    def _accept(self, request: Work) -> None:
         if request.request_id in self.jobs:
             raise EngineError(f"request id {request.request_id!r} is in use")
         base = None if isinstance(request, Load) else self._find(_base(request))
@@ -133,6 +144,15 @@ class Desk:
             self._check_tokens(request.prompt, "prompt")
             job.sampler = Sampler(request.sampling, request.prompt, self._vocab_size)
             self._scheduler.accept(job.id, request.tenant, len(request.prompt))
+        elif isinstance(request, TraceTokens):
+            self._check_tokens(request.tokens, "tokens")
+            if not 0 < len(request.tokens) <= MAX_TRACED_TOKENS:
+                raise RequestError(
+                    f"values per token are computed for 1 to {MAX_TRACED_TOKENS} tokens at once, not for"
+                    f" {len(request.tokens)}",
+                    param="tokens",
+                )
+            self._scheduler.accept(job.id, request.tenant, len(request.tokens))
         self.jobs[job.id] = job
         if target is not None and job.result is not None:
             self._slots[target] = job.result
@@ -160,13 +180,13 @@ class Desk:
         self._scheduler.finish(job.id)
 
 
-def _base(request: Advance | Generate | Export) -> str:
-    return request.handle if isinstance(request, Export) else request.base
+def _base(request: Advance | Generate | Export | ReadTrace | TraceTokens) -> str:
+    return request.handle if isinstance(request, Export | ReadTrace) else request.base
 
 
-def _target(request: Advance | Generate | Export | Load) -> str | None:
+def _target(request: Work) -> str | None:
     match request:
-        case Export():
+        case Export() | ReadTrace() | TraceTokens():
             return None
         case Load():
             return request.handle

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from mnemosyne.engine.advance import split
@@ -29,12 +30,17 @@ from mnemosyne.engine.messages import (
     Load,
     Loaded,
     Progress,
+    ReadTrace,
     Release,
     Request,
     Stats,
     StatsReport,
     Token,
+    TokenTrace,
+    TraceReport,
+    TraceTokens,
 )
+from mnemosyne.engine.pyramid import Pyramid
 from mnemosyne.engine.runner import Committed, Decoding, Logits, Model, Runner
 from mnemosyne.engine.scheduler import Limits, Scheduler
 from mnemosyne.engine.state import GENERATED, SessionState
@@ -112,11 +118,14 @@ class Engine:
     def _start(self, job: Job) -> None:
         """The request's base is there: put it where a step finds it."""
         request = job.request
-        if not isinstance(request, Advance | Generate):
+        if not isinstance(request, Advance | Generate | TraceTokens):
             self._transfers.append(job)
             return
         assert job.base is not None and job.base.state is not None
         state, job.base = job.base.state, None
+        if isinstance(request, TraceTokens):
+            self._start_tracing(job, state, request.tokens)
+            return
         if isinstance(request, Advance):
             tokens, kinds = request.tokens, request.kinds
         else:
@@ -132,6 +141,17 @@ class Engine:
         else:
             self._has_read(job, state)
 
+    def _start_tracing(self, job: Job, state: SessionState, tokens: tuple[int, ...]) -> None:
+        """All tokens are committed at once, the last chunk too: nothing will come after it."""
+        if (state.tokens_seen + len(tokens)) % self._chunk:
+            raise RequestError(
+                f"values per token come by whole chunks, and {state.tokens_seen} + {len(tokens)} tokens don't"
+                " end where a chunk does",
+                param="tokens",
+            )
+        job.state, job.whole = state, state.pending + tokens
+        self._scheduler.to_ingest(job.id, len(job.whole) // self._chunk)
+
     def _ingest(self) -> None:
         names, chunks = self._scheduler.next_ingest()
         if not names:
@@ -140,7 +160,9 @@ class Engine:
         size = chunks * self._chunk
         jobs = [self._desk.jobs[name] for name in names]
         states = [job.state for job in jobs if job.state is not None]
-        outcomes = self._runner.commit(states, [job.whole[job.read : job.read + size] for job in jobs])
+        ids = [job.whole[job.read : job.read + size] for job in jobs]
+        per_token = any(isinstance(job.request, TraceTokens) for job in jobs)
+        outcomes = self._runner.commit(states, ids, per_token)
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._scheduler.ingested(job.id, chunks)
             if isinstance(outcome, MnemosyneError):
@@ -149,12 +171,26 @@ class Engine:
             job.state = outcome.state
             job.read += size
             self._counters.add("tokens_ingested_total", size)
+            if isinstance(job.request, TraceTokens):
+                self._trace(job, job.request, outcome)
+                continue
             self._report(job, outcome)
             if job.read == len(job.whole):
                 self._has_read(job, outcome.state)
         seconds = time.perf_counter() - began
         self._counters.add("ingest_seconds_total", seconds)
         self._scheduler.observe(size * len(jobs), seconds)
+
+    def _trace(self, job: Job, request: TraceTokens, committed: Committed) -> None:
+        assert committed.tokens is not None
+        job.traced.append(committed.tokens)
+        if job.read < len(job.whole):
+            return
+        # What was pending in the base comes before the tokens that were asked for.
+        values = np.concatenate(job.traced)[-len(request.tokens) :]
+        data = values.astype("<f4").tobytes()
+        done = TokenTrace(request_id=job.id, layers=values.shape[1], data=data)
+        self._desk.finish(job, committed.state, done)
 
     def _report(self, job: Job, committed: Committed) -> None:
         for chunk in committed.trace:
@@ -249,7 +285,10 @@ class Engine:
             else:
                 assert job.base is not None and job.base.state is not None
                 state = job.base.state
-                self._desk.finish(job, state, Exported(request_id=job.id, data=self._dump(state)))
+                if isinstance(job.request, ReadTrace):
+                    self._desk.finish(job, state, _told(job.id, state.pyramid))
+                else:
+                    self._desk.finish(job, state, Exported(request_id=job.id, data=self._dump(state)))
         except MnemosyneError as error:
             self._desk.fail(job, error)
         except Exception as error:
@@ -257,3 +296,9 @@ class Engine:
                 job, EngineError(f"a state couldn't be transferred: {type(error).__name__}: {error}")
             )
         self._counters.add("transfer_seconds_total", time.perf_counter() - began)
+
+
+def _told(request_id: str, pyramid: Pyramid) -> TraceReport:
+    levels = pyramid.array()
+    data = levels.astype("<f4").tobytes()
+    return TraceReport(request_id=request_id, chunks=pyramid.chunks, layers=levels.shape[2], data=data)

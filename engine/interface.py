@@ -8,8 +8,8 @@ Handles. The caller makes handles up and must make a new one for each result: a 
 again (binding a bound one fails with EngineError; ``INITIAL`` is always bound). Requests take effect in the
 order in which they were sent, and ``base`` may be the ``result`` of a request that was sent before and hasn't
 finished: the later one waits, and fails as the earlier one failed. A request keeps what it needs: its base
-may be released right after it was sent. ``advance``, ``export``, ``load`` and ``stats`` send when they are
-first awaited, ``generate`` at the first ``anext``.
+may be released right after it was sent. All of them send when they are first awaited, ``generate`` at the
+first ``anext``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from mnemosyne.engine.messages import Advanced, EngineInfo, Finished, Loaded, Progress, Sampling, Token
+from mnemosyne.engine.pyramid import Pyramid, Values
 
 
 class EngineLike(Protocol):
@@ -107,6 +108,17 @@ class EngineLike(Protocol):
 
     async def load(self, handle: str, data: bytes) -> Loaded:
         """Bind ``handle`` to the state in ``data``. Raises SnapshotCorrupt or StateIncompatible."""
+        ...
+
+    async def trace(self, handle: str) -> Pyramid:
+        """What the chunks that ``handle`` has committed did to the memory."""
+        ...
+
+    async def trace_tokens(self, base: str, tokens: tuple[int, ...], tenant: str = "") -> Values:
+        """Surprise and momentary surprise of each of ``tokens`` read on top of ``base``: means over heads,
+        `[tokens, layers, 2]`. Binds nothing.
+
+        ``RequestError`` unless they end where a chunk does and are 1 to ``messages.MAX_TRACED_TOKENS``."""
         ...
 
     def release(self, handle: str) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mnemosyne.engine.errors import MnemosyneError
-from mnemosyne.engine.messages import Advance, Export, Generate, Load
+from mnemosyne.engine.messages import Advance, Export, Generate, Load, ReadTrace, TraceTokens
+from mnemosyne.engine.pyramid import Values
 from mnemosyne.engine.runner import Decoding
 from mnemosyne.engine.sampling import Sampler
 from mnemosyne.engine.state import SessionState
+
+Work = Advance | Generate | Export | Load | ReadTrace | TraceTokens
+"""Requests that take their turn in a step."""
 
 
 @dataclass(eq=False)
@@ -33,7 +37,7 @@ class Slot:
 class Job:
     """An accepted request."""
 
-    request: Advance | Generate | Export | Load
+    request: Work
     base: Slot | None
     """Let go once the request has begun."""
     result: Slot | None
@@ -50,6 +54,8 @@ class Job:
     rest_kinds: bytes = b""
     decoding: Decoding | None = None
     emitted: list[int] = field(default_factory=list)
+    traced: list[Values] = field(default_factory=list)
+    """Per committed chunks `[tokens, layers, 2]`, where they are asked for."""
 
     @property
     def id(self) -> str:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 INITIAL = "initial"
 FinishReason = Literal["stop", "length"]
+MAX_TRACED_TOKENS = 4096
+"""Of one request for values per token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,28 @@ class Stats:
     request_id: str
 
 
-Request = Advance | Generate | Export | Load | Release | Cancel | Stats
+@dataclass(frozen=True, kw_only=True)
+class ReadTrace:
+    """The pyramid of ``handle``'s state; answered by TraceReport or Failed."""
+
+    request_id: str
+    handle: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceTokens:
+    """Surprise of each of ``tokens``, read on top of ``base``; binds nothing. Answered by TokenTrace or
+    Failed.
+
+    They must end where a chunk does, and be at most ``MAX_TRACED_TOKENS``."""
+
+    request_id: str
+    tenant: str
+    base: str
+    tokens: tuple[int, ...]
+
+
+Request = Advance | Generate | Export | Load | Release | Cancel | Stats | ReadTrace | TraceTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +147,9 @@ class ChunkTrace:
     surprise: float
     momentary: float
     moved: float
+    gain: float | None
+    """By how much the chunk may amplify a disturbance of the memory, the largest of the layers'; None where
+    it wasn't measured."""
     written: float
     """Share of (layer, head, memory layer) cells that the chunk changed."""
 
@@ -192,7 +218,36 @@ class StatsReport:
     """Counters and gauges since the engine started; ``engine.counters`` names them."""
 
 
-Event = Progress | Advanced | Token | Finished | Exported | Loaded | StatsReport | Failed
+@dataclass(frozen=True, kw_only=True)
+class TraceReport:
+    request_id: str
+    chunks: int
+    """Committed chunks: the pyramid's last one ends here."""
+    layers: int
+    data: bytes
+    """``pyramid.Pyramid.array`` in float32, little-endian."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTrace:
+    request_id: str
+    layers: int
+    data: bytes
+    """Surprise and momentary surprise `[tokens, layers, 2]` in float32, little-endian: means over heads."""
+
+
+Event = (
+    Progress
+    | Advanced
+    | Token
+    | Finished
+    | Exported
+    | Loaded
+    | StatsReport
+    | TraceReport
+    | TokenTrace
+    | Failed
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,4 +264,5 @@ class EngineInfo:
     dtype: str
     parameters: int
     state_bytes: int
+    """Of any session's state, tensors and pyramid."""
     max_queued_tokens: int

@@ -19,8 +19,10 @@ from mnemosyne.engine.layers import Dense, RMSNorm, SwiGLU, dense
 from mnemosyne.engine.memory import State
 from mnemosyne.engine.mixers import MIXERS, Mixer
 from mnemosyne.engine.open_chunk import OpenChunk, group_of
+from mnemosyne.engine.pyramid import Pyramid
 from mnemosyne.engine.state import GENERATED, SessionState, state_layout
 from mnemosyne.engine.trace import Trace, summarize
+from mnemosyne.kernels.gates import Gates
 
 
 class Block(nn.Module):
@@ -43,8 +45,8 @@ class Training(NamedTuple):
 
     hidden: Tensor
     """`[B, T, dim]`, normed: ``logits`` takes it."""
-    gates: list[Tensor]
-    """Per layer theta, eta, alpha `[3, B, H, D, T]`."""
+    gates: list[Gates]
+    """Per layer `[B, H, D, T]`."""
 
 
 class Titans(nn.Module):
@@ -104,13 +106,15 @@ class Titans(nn.Module):
     def initial_state(self) -> SessionState:
         """M_0, and nothing read."""
         with torch.inference_mode():
-            return self._states(self.initial_layers(1), [0])[0]
+            return self._states(self.initial_layers(1), [0], [Pyramid.blank(self.config.layers)])[0]
 
-    def _states(self, layers: list[State], positions: Sequence[int]) -> list[SessionState]:
+    def _states(
+        self, layers: list[State], positions: Sequence[int], pyramids: Sequence[Pyramid]
+    ) -> list[SessionState]:
         stacked = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
         return [
-            SessionState(position, {name: t[:, b].clone() for name, t in stacked.items()})
-            for b, position in enumerate(positions)
+            SessionState(position, {name: t[:, b].clone() for name, t in stacked.items()}, pyramid=pyramid)
+            for b, (position, pyramid) in enumerate(zip(positions, pyramids, strict=True))
         ]
 
     def _layers(self, states: Sequence[SessionState]) -> list[State]:
@@ -148,12 +152,17 @@ class Titans(nn.Module):
         for block, state in zip(self.blocks, self.initial_layers(tokens.shape[0]), strict=True):
             mixed, history = block.mixer.sequence(block.norm_mixer(x), state, places)
             x = block.feed(x, mixed)
-            gates.append(torch.cat([learned.gates.flatten(4) for learned in history], 4))
+            gates.append(Gates.joined([learned.gates for learned in history]))
         return Training(self.norm(x), gates)
 
     @torch.inference_mode()
-    def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
-        """Commit whole chunks ``tokens`` `[B, n chunk]` on states with nothing pending; the new states."""
+    def prefill(
+        self, states: Sequence[SessionState], tokens: Tensor, per_token: bool = False
+    ) -> tuple[list[SessionState], Trace]:
+        """Commit whole chunks ``tokens`` `[B, n chunk]` on states with nothing pending; the new states.
+
+        ``per_token``: the trace has the values of every token too.
+        """
         layers = self._layers(states)
         places = self._places(states, tokens.shape[1])
         x = self.embed(tokens)
@@ -162,8 +171,10 @@ class Titans(nn.Module):
             mixed, history = block.mixer.sequence(block.norm_mixer(x), state, places)
             x = block.feed(x, mixed)
             histories.append(history)
+        trace = summarize(histories, [s.position // self.config.chunk for s in states], per_token)
         positions = [s.position + tokens.shape[1] for s in states]
-        return self._states(layers, positions), summarize(histories)
+        pyramids = [s.pyramid.extended(chunks) for s, chunks in zip(states, trace.chunks, strict=True)]
+        return self._states(layers, positions, pyramids), trace
 
     @torch.inference_mode()
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:

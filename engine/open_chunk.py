@@ -6,6 +6,7 @@ copies nothing while they stay together. Knows no module; what the names mean is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -33,7 +34,7 @@ class OpenChunk:
     @property
     def state(self) -> SessionState:
         """The session's state: the committed tensors with this chunk's tokens pending."""
-        return SessionState(self.committed.position, self.committed.tensors, self.tokens, self.kinds)
+        return dataclasses.replace(self.committed, pending=self.tokens, kinds=self.kinds)
 
     def append(self, token: int, kind: int) -> None:
         self.tokens = (*self.tokens, token)

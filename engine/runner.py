@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import EngineError, MnemosyneError, NotFinite
 from mnemosyne.engine.messages import ChunkTrace
 from mnemosyne.engine.open_chunk import OpenChunk
+from mnemosyne.engine.pyramid import Values, overall
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.trace import Trace
 
@@ -39,7 +42,7 @@ class Model(Protocol):
     def initial_state(self) -> SessionState: ...
 
     def prefill(
-        self, states: Sequence[SessionState], tokens: torch.Tensor
+        self, states: Sequence[SessionState], tokens: torch.Tensor, per_token: bool = False
     ) -> tuple[list[SessionState], Trace]: ...
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[torch.Tensor, list[OpenChunk]]: ...
@@ -53,6 +56,8 @@ class Committed:
 
     state: SessionState
     trace: tuple[ChunkTrace, ...]
+    tokens: Values | None = None
+    """Where asked for, `[tokens, layers, 2]`: surprise and momentary of every token."""
 
 
 @dataclass(eq=False)
@@ -76,15 +81,15 @@ class Runner:
         self._device = next(iter(model.initial_state().tensors.values())).device
 
     def commit(
-        self, states: Sequence[SessionState], ids: Sequence[tuple[int, ...]]
+        self, states: Sequence[SessionState], ids: Sequence[tuple[int, ...]], per_token: bool = False
     ) -> list[Committed | MnemosyneError]:
         """Commit ``ids`` (n whole chunks, the same n for all) on top of ``states``, whose pending tokens are
-        dropped: they are the first of ``ids``."""
+        dropped: they are the first of ``ids``. ``per_token``: with the surprise of every token."""
         rows = [
             (dataclasses.replace(state, pending=(), kinds=b""), row)
             for state, row in zip(states, ids, strict=True)
         ]
-        return _isolate(rows, self._commit)
+        return _isolate(rows, partial(self._commit, per_token=per_token))
 
     def decode(self, rows: Sequence[Decoding]) -> list[Logits | MnemosyneError]:
         """Take each row's ``next`` in, where there is one, and give the logits [vocab] after its last
@@ -108,12 +113,12 @@ class Runner:
         return [failed[row] if row in failed else logits[row] for row in rows]
 
     def _commit(
-        self, rows: Sequence[tuple[SessionState, tuple[int, ...]]]
+        self, rows: Sequence[tuple[SessionState, tuple[int, ...]]], per_token: bool
     ) -> list[Committed | MnemosyneError]:
         states = [state for state, _ in rows]
         tokens = torch.tensor([ids for _, ids in rows], dtype=torch.long, device=self._device)
-        after, trace = self._model.prefill(states, tokens)
-        columns = [trace.surprise, trace.momentary, trace.moved, trace.written]
+        after, trace = self._model.prefill(states, tokens, per_token)
+        means = overall(trace.chunks)
         outcomes: list[Committed | MnemosyneError] = []
         for i, (old, new, finite) in enumerate(zip(states, after, _finite(after), strict=True)):
             if not finite:
@@ -123,22 +128,13 @@ class Runner:
                     )
                 )
                 continue
-            chunks = zip(*(column[i] for column in columns), strict=True)
-            outcomes.append(
-                Committed(
-                    new,
-                    tuple(
-                        ChunkTrace(
-                            position=old.position + (k + 1) * self._chunk,
-                            surprise=float(surprise),
-                            momentary=float(momentary),
-                            moved=float(moved),
-                            written=float(written),
-                        )
-                        for k, (surprise, momentary, moved, written) in enumerate(chunks)
-                    ),
+            chunks = tuple(
+                _told(old.position + (k + 1) * self._chunk, values, written)
+                for k, (values, written) in enumerate(
+                    zip(means[i].tolist(), trace.written[i].tolist(), strict=True)
                 )
             )
+            outcomes.append(Committed(new, chunks, None if trace.tokens is None else trace.tokens[i]))
         return outcomes
 
     def _commit_full(self, rows: Sequence[Decoding]) -> list[Committed | MnemosyneError]:
@@ -180,6 +176,18 @@ class Runner:
         for row, chunk in zip(rows, chunks, strict=True):
             row.open = chunk
         return list(_rows(logits))
+
+
+def _told(position: int, values: Sequence[float], written: float) -> ChunkTrace:
+    surprise, momentary, moved, gain = values
+    return ChunkTrace(
+        position=position,
+        surprise=surprise,
+        momentary=momentary,
+        moved=moved,
+        gain=None if math.isnan(gain) else gain,
+        written=written,
+    )
 
 
 def _take_next(row: Decoding) -> None:

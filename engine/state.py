@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import SnapshotCorrupt
+from mnemosyne.engine.pyramid import Pyramid
 
 INPUT = 0
 """Kind of a token that came from outside (prompts, documents)."""
@@ -36,6 +37,8 @@ class SessionState:
     """Token ids after the last commit: 1 to chunk of them, none only in a session that has read nothing."""
     kinds: bytes = b""
     """INPUT or GENERATED for each pending token."""
+    pyramid: Pyramid = field(default_factory=Pyramid)
+    """What the committed chunks did to the memory. It goes where the state goes, and influences no logit."""
 
     @property
     def tokens_seen(self) -> int:
@@ -43,15 +46,20 @@ class SessionState:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+        """Of the tensors and the pyramid; the same whatever was read."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values()) + self.pyramid.nbytes
 
     def digest(self) -> str:
-        """SHA-256 over position, pending tokens and every tensor's bytes: equal states, equal digests."""
+        """SHA-256 over position, pending tokens, every tensor's bytes and the pyramid's: equal states, equal
+        digests."""
         h = hashlib.sha256(f"{self.position}|{self.pending}|{self.kinds.hex()}".encode())
         for name in sorted(self.tensors):
             tensor = self.tensors[name].detach().contiguous().cpu()
             h.update(name.encode())
             h.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        if self.pyramid.levels:
+            h.update(f"pyramid|{self.pyramid.chunks}".encode())
+            h.update(self.pyramid.array().tobytes())
         return h.hexdigest()
 
 
@@ -60,10 +68,12 @@ def state_layout(
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Name -> (shape, dtype) of the committed tensors of one session; all of spec/memory.md section 6."""
     layers, heads, hd = config.layers, config.heads, config.head_dim
+    momentum = config.memory.make_rule().algorithm.momentum
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for i, (out, inn) in enumerate(config.memory_shapes):
         layout[f"memory.{i}"] = ((layers, heads, out, inn), memory_dtype)
-        layout[f"momentum.{i}"] = ((layers, heads, out, inn), memory_dtype)
+        if momentum:
+            layout[f"momentum.{i}"] = ((layers, heads, out, inn), memory_dtype)
         if config.variant == "mac":
             layout[f"segment_memory.{i}"] = ((layers, heads, out, inn), memory_dtype)
     projections = 4 if config.variant == "mac" else 3

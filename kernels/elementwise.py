@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,19 @@ def exp(x: Tensor) -> Tensor:
 
 def log(x: Tensor) -> Tensor:
     return steady(torch.log, x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    return steady(torch.tanh, x)
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent of x >= 0."""
+    return steady(partial(torch.pow, exponent=exponent), x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    return steady(F.softplus, x)
 
 
 def _gelu(x: Tensor) -> Tensor:

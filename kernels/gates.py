@@ -5,11 +5,13 @@ Notation (Titans, arXiv 2501.00663, eq. 13-14; alpha is the FORGET rate): in a c
     M_t = A_t M_0 + F_t S_0 - sum_{j<=t} G_tj g_j          S_t = E_t S_0 - sum_{j<=t} P_tj theta_j g_j
 
 with A_t, E_t the products of 1 - alpha and eta up to t, P_tj = E_t / E_j, F_t = sum_i (A_t / A_i) E_i and
-G_tj = theta_j sum_{i=j..t} (A_t / A_i) P_ij. Everything is a product of numbers in [0, 1].
+G_tj = theta_j sum_{i=j..t} (A_t / A_i) P_ij. Everything is a product of numbers in [0, 1]. M is what the rule
+keeps (``rules.rule``); without momentum F, E and P fall away.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,19 +33,58 @@ def gate(z: Tensor, maximum: float, epsilon: float) -> Tensor:
     return value
 
 
+class Gates(NamedTuple):
+    """What a token decides of its own store, per head and memory layer (D); None: the rule has no such
+    gate."""
+
+    theta: Tensor
+    """`[B, H, D, ...]`, learning rate."""
+    eta: Tensor | None = None
+    """`[B, H, D, ...]`, momentum decay."""
+    alpha: Tensor | None = None
+    """`[B, H, D, ...]`, forget gate."""
+    threshold: Tensor | None = None
+    """`[B, H, ...]`, where the loss takes one."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Gates:
+        rest = [None if gate is None else change(gate) for gate in self[1:]]
+        return Gates(change(self.theta), *rest)
+
+    def chunks(self, length: int) -> Gates:
+        """The last dimension cut into chunks of ``length`` tokens."""
+        return self.map(lambda gate: gate.unflatten(-1, (-1, length)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Gates]) -> Gates:
+        """Gates in chunks `[..., n, L]`, one after the other, as tokens `[..., T]`."""
+        flat = [part.map(lambda gate: gate.flatten(-2)) for part in parts]
+        theta, *rest = (
+            None if pieces[0] is None else torch.cat(pieces, -1) for pieces in zip(*flat, strict=True)
+        )
+        assert theta is not None
+        return cls(theta, *rest)
+
+
+class Past(NamedTuple):
+    """What momentum adds to the decays of a chunk of L tokens."""
+
+    F: Tensor
+    """`[..., L]`: what of S_0 has reached M after token t."""
+    E: Tensor
+    """`[..., L]`: what is left of S_0."""
+    P: Tensor
+    """`[..., L, L]`: theta_j E_t / E_j, token j's weight in S after token t."""
+
+
 class Decays(NamedTuple):
     """Per chunk of L tokens; leading dimensions are those of the gates."""
 
     A: Tensor
     """`[..., L]`: what is left of M_0 after token t."""
-    F: Tensor
-    """`[..., L]`: what of S_0 has reached M after token t."""
-    E: Tensor
-    """`[..., L]`: what is left of S_0."""
     G: Tensor
     """`[..., L, L]`: weight of token j's gradient in M after token t; lower triangular."""
-    P: Tensor
-    """`[..., L, L]`: theta_j E_t / E_j, its weight in S."""
+    past: Past | None
+    """None: the rule has no momentum, S is nothing and isn't kept."""
 
 
 def _ratios(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,20 +98,38 @@ def _ratios(factor: Tensor) -> tuple[Tensor, Tensor]:
     count = reset.to(factor.dtype).cumsum(-1)
     length = factor.shape[-1]
     lower = torch.ones(length, length, dtype=torch.bool, device=factor.device).tril()
-    kept = lower & (count.unsqueeze(-1) == count.unsqueeze(-2))
+    spanned = count.unsqueeze(-1) - count.unsqueeze(-2)
     difference = logs.unsqueeze(-1) - logs.unsqueeze(-2)
-    ratios = elementwise.exp(difference.masked_fill(~kept, float("-inf")))
+    if torch.is_grad_enabled() and factor.requires_grad:
+        # A product that spans one reset is 0 and its slope in that factor is the product of the others:
+        # without it a gate that reached its end would never leave it.
+        zeros = torch.where(reset, factor, torch.zeros_like(factor)).cumsum(-1)
+        others = elementwise.exp(difference.masked_fill(~lower, float("-inf")))
+        once = (spanned == 1) * (zeros.unsqueeze(-1) - zeros.unsqueeze(-2))
+        rest = elementwise.exp(logs)
+        return others * ((spanned == 0) + once), rest * ((count == 0) + (count == 1) * zeros)
+    ratios = elementwise.exp(difference.masked_fill(~(lower & (spanned == 0)), float("-inf")))
     whole = elementwise.exp(logs) * (count == 0)
     return ratios, whole
 
 
-def decays(theta: Tensor, eta: Tensor, alpha: Tensor) -> Decays:
+def decays(gates: Gates) -> Decays:
     """Decays of chunks from gates `[..., L]` (L tokens of one chunk each)."""
-    keep, A = _ratios(1 - alpha)
-    carry, E = _ratios(eta)
+    if gates.theta.is_cuda and not torch.is_grad_enabled():
+        from mnemosyne.kernels.triton import support
+
+        if support.takes(gates.theta):
+            from mnemosyne.kernels.triton.decay import decays as launch
+
+            return launch(gates)
+    theta, alpha = gates.theta, gates.alpha
+    keep, A = _ratios(torch.ones_like(theta) if alpha is None else 1 - alpha)
+    weight = theta.unsqueeze(-2)
+    if gates.eta is None:
+        return Decays(A, keep * weight, None)
+    carry, E = _ratios(gates.eta)
     shape = keep.shape
     flat = (-1, shape[-2], shape[-1])
     C = torch.bmm(keep.reshape(flat), carry.reshape(flat)).view(shape)
     F = torch.matmul(keep, E.unsqueeze(-1)).squeeze(-1)
-    weight = theta.unsqueeze(-2)
-    return Decays(A, F, E, C * weight, carry * weight)
+    return Decays(A, C * weight, Past(F, E, carry * weight))

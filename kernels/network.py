@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mnemosyne.kernels import elementwise
+from mnemosyne.kernels.rules.rule import Architecture, MemoryRule
 
 NORM_EPSILON = 1e-6
 TINY = 1e-15
@@ -40,24 +41,24 @@ def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
     return centred * rstd, rstd
 
 
-def finish(z: Tensor, x: Tensor, residual: bool, norm: bool) -> Tensor:
+def finish(z: Tensor, x: Tensor, architecture: Architecture) -> Tensor:
     """From the last product to M(x)."""
-    if norm:
+    if architecture.norm:
         z = normalize(z)[0]
-    return x + z if residual else z
+    return x + z if architecture.residual else z
 
 
-def retrieve(weights: Sequence[Tensor], x: Tensor, residual: bool, norm: bool) -> Tensor:
+def retrieve(weights: Sequence[Tensor], x: Tensor, architecture: Architecture) -> Tensor:
     """M(x) `[N, L, d]` (Titans eq. 15)."""
     a = x
     for i, weight in enumerate(weights):
         z = torch.bmm(a, weight.transpose(1, 2))
         a = activation(z) if i + 1 < len(weights) else z
-    return finish(a, x, residual, norm)
+    return finish(a, x, architecture)
 
 
 class Factors(NamedTuple):
-    """The gradient of ||M(k) - v||^2 for W_l at token t is delta[l][t] times inputs[l][t] transposed."""
+    """The gradient of a token's inner loss for W_l is deltas[l] times inputs[l] transposed."""
 
     inputs: list[Tensor]
     """Per memory layer `[N, L, in]`."""
@@ -65,12 +66,15 @@ class Factors(NamedTuple):
     """Per memory layer `[N, L, out]`, clipped where a clip is set."""
     norms: Tensor
     """`[N, depth, L]`: norm of each gradient before clipping."""
+    rstd: Tensor | None
+    """`[N, L]`: 1 / std of what the norm of M(k) was taken of, where there is one."""
 
 
 def gradient_factors(
-    weights: Sequence[Tensor], k: Tensor, v: Tensor, residual: bool, norm: bool, clip: float | None
+    weights: Sequence[Tensor], k: Tensor, v: Tensor, threshold: Tensor | None, rule: MemoryRule
 ) -> Factors:
-    """Forward and backward of the inner loss at ``weights`` for keys and values `[N, L, d]`."""
+    """Forward and backward of the inner loss at ``weights`` for keys and values `[N, L, d]`, thresholds
+    `[N, L]`."""
     inputs, zs = [k], []
     for i, weight in enumerate(weights):
         z = torch.bmm(inputs[-1], weight.transpose(1, 2))
@@ -79,12 +83,9 @@ def gradient_factors(
             inputs.append(activation(z))
     out = zs[-1]
     rstd = None
-    if norm:
+    if rule.architecture.norm:
         out, rstd = normalize(out)
-    error = out - v
-    if residual:
-        error = error + k
-    delta = 2 * error
+    delta = rule.bias.gradient(out + k if rule.architecture.residual else out, v, threshold)
     if rstd is not None:
         centred = delta - delta.mean(-1, keepdim=True)
         delta = rstd * (centred - out * (delta * out).mean(-1, keepdim=True))
@@ -99,7 +100,8 @@ def gradient_factors(
         ],
         dim=1,
     )
+    clip = rule.algorithm.clip
     if clip is not None:
         factor = (clip / norms.clamp(min=TINY)).clamp(max=1.0)
         deltas = [d * factor[:, i].unsqueeze(-1) for i, d in enumerate(deltas)]
-    return Factors(inputs, deltas, norms)
+    return Factors(inputs, deltas, norms, None if rstd is None else rstd.squeeze(-1))

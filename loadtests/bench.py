@@ -22,6 +22,7 @@ from bench_ingest import measure_ingest
 from bench_machine import Machine
 from bench_peer import measure_peer
 from bench_report import CheckFailed, Row, table_of
+from bench_trace import measure_trace
 from rich.console import Console
 
 from mnemosyne.checkpoints.weights import load_checkpoint
@@ -53,6 +54,8 @@ def run(folder: Path | None, many: int, quick: bool, result: dict[str, Any]) -> 
     nbytes, runs = (64 * 1024, 1) if quick else (384 * 1024, 3)
     show("ingest", "Ingest", measure_ingest(checkpoint, machine, nbytes, runs))
     result["machine"] = machine.facts()
+    console.print("what the trace costs ...")
+    show("trace", "Surprise", measure_trace(checkpoint, 8192 if quick else 65_536))
     console.print("beside titans-pytorch ...")
     tokens, steps, rounds = (2048, 12, 1) if quick else (8192, 32, 5)
     peer = measure_peer(checkpoint.path, tokens, steps, rounds)

@@ -75,7 +75,7 @@ class Watched:
 
     def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
         after, trace = self._model.prefill(states, tokens)
-        self.written += [share for row in trace.written for share in row]
+        self.written += trace.written.flatten().tolist()
         return after, trace
 
     @property

@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from mnemosyne.engine.config import MemoryConfig, ModelConfig
+from mnemosyne.engine.config import MemoryConfig, ModelConfig, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,14 @@ class Settings:
     vocabulary: int = 4096
     chunk: int = 64
     window: int = 128
+    """Tokens that attention sees; for a MAC the segment."""
     persistent: int = 8
     ffn_dim: int = 0
     """0: 8/3 dim."""
+    variant: str = "mag"
+    rule: str = "titans"
+    options: str = ""
+    """Of the rule, such as ``p=3,q=4``."""
     depth: int = 2
     expansion: int = 4
     residual: bool = True
@@ -66,7 +72,10 @@ class Settings:
 
     @property
     def model(self) -> ModelConfig:
+        options = dict(option.split("=") for option in self.options.split(",") if option)
         memory = MemoryConfig(
+            rule=self.rule,
+            options={name: float(value) for name, value in options.items()},
             depth=self.depth,
             expansion=self.expansion,
             residual=self.residual,
@@ -75,11 +84,12 @@ class Settings:
             clip=self.clip or None,
         )
         return ModelConfig(
-            variant="mag",
+            variant=cast(Variant, self.variant),
             layers=self.layers,
             dim=self.dim,
             vocab_size=self.vocabulary,
             chunk=self.chunk,
+            segment=self.window,
             window=self.window,
             persistent=self.persistent,
             ffn_dim=self.ffn_dim or None,
@@ -98,7 +108,9 @@ class Settings:
 
 
 def parse(arguments: list[str] | None = None) -> Settings:
-    parser = argparse.ArgumentParser(description="Train a small MAG that remembers facts over long texts.")
+    parser = argparse.ArgumentParser(
+        description="Train a small Titans model that remembers facts over long texts."
+    )
     for field in dataclasses.fields(Settings):
         name = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):

@@ -139,8 +139,10 @@ class Step:
         entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(answer)
         answer_loss = (entropy * answer).sum() / answer.sum().clamp(min=1)
         text_loss = (entropy * text).sum() / text.sum().clamp(min=1)
-        stacked = torch.stack(gates)  # [layers, 3, B, H, D, T]
-        theta, alpha = stacked[:, 0] / memory.theta_max, stacked[:, 2] / memory.alpha_max
+        theta = torch.stack([g.theta for g in gates]) / memory.theta_max  # [layers, B, H, D, T]
+        # A rule that never forgets pays nothing for it.
+        forget = [torch.zeros_like(g.theta) if g.alpha is None else g.alpha for g in gates]
+        alpha = torch.stack(forget) / (memory.alpha_max or 1.0)
         # The first layer's gates see one token and no context, so all that they could tell is a word: it
         # reads, and the layers above write.
         writes = torch.arange(len(gates), device=fact.device).view(-1, 1, 1, 1, 1) >= min(1, len(gates) - 1)

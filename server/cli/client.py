@@ -105,6 +105,11 @@ class Client:
                 return
             after = page["data"][-1]["id"]
 
+    def surprise(self, session_id: str, **params: Any) -> dict[str, Any]:
+        """The trace; ``params`` are the route's, those that are None not given."""
+        given = {name: value for name, value in params.items() if value is not None}
+        return self._json("GET", f"/v1/sessions/{session_id}/surprise", params=given)
+
     def delete_session(self, session_id: str, erase: bool = False) -> None:
         self.call("DELETE", f"/v1/sessions/{session_id}", params={"erase": "true"} if erase else None)
 

@@ -9,6 +9,7 @@ from mnemosyne.server.cli.ingest import ingest
 from mnemosyne.server.cli.models import models
 from mnemosyne.server.cli.serve import serve
 from mnemosyne.server.cli.sessions import sessions
+from mnemosyne.server.cli.surprise import surprise
 from mnemosyne.server.cli.transfer import export_session, import_session
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, models, ingest, ask, sessions):
+for command in (serve, models, ingest, ask, sessions, surprise):
     app.command()(command)
 app.command(name="export")(export_session)
 app.command(name="import")(import_session)

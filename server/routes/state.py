@@ -1,4 +1,4 @@
-"""A session's state as a file, and its events as a stream."""
+"""A session's state as a file, what reading did to it, and its events as a stream."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mnemosyne.server import sse
 from mnemosyne.server.deps import IfMatch, RuntimeDep, ServiceDep, SessionPath, Tenant, tag
 from mnemosyne.server.relay import Relay
 from mnemosyne.server.schemas.common import failures
+from mnemosyne.server.schemas.surprise import SurpriseAnswer
 from mnemosyne.server.sessions.service import SessionService
 from mnemosyne.server.sessions.views import SessionInfo
 
@@ -78,6 +79,42 @@ async def import_state(
     info = await service.import_state(tenant, session_id, data, if_match=if_match)
     tag(response, info)
     return info
+
+
+@router.get(
+    "/surprise",
+    response_model=SurpriseAnswer,
+    response_model_exclude_unset=True,
+    responses=failures(404, 409, 422),
+)
+async def read_surprise(
+    runtime: RuntimeDep,
+    service: ServiceDep,
+    tenant: Tenant,
+    session_id: SessionPath,
+    start: Annotated[int, Query(alias="from", ge=0, lt=2**63, description="First token.")] = 0,
+    to: Annotated[
+        int | None, Query(ge=0, lt=2**63, description="Before this token; all if not given.")
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        Query(
+            ge=1,
+            lt=2**63,
+            description="Tokens a point: a chunk times a power of two, rounded down; below a chunk the values"
+            " are computed again from the input. If not given, so that about 512 points cover the range.",
+        ),
+    ] = None,
+    version: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    layers: Annotated[bool, Query(description="With the values of every layer.")] = False,
+) -> SurpriseAnswer:
+    """Where the text surprised the memory, and how far it moved for it: at most a few thousand points."""
+    runtime.rate.admit(tenant)
+    trace = await service.surprise(
+        tenant, session_id, first=start, last=to, resolution=resolution, version=version
+    )
+    runtime.rate.charge(tenant, trace.computed)
+    return SurpriseAnswer.of(session_id, trace, layers)
 
 
 @router.get(

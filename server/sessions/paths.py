@@ -63,9 +63,8 @@ def segments(point: Point, start: int, family: Mapping[str, Session]) -> list[Se
     return found[::-1]
 
 
-def cut(session: Session, tokens: int, family: Mapping[str, Session]) -> Point:
-    """The newest version's log cut to its first ``tokens`` tokens. Raises VersionNotFound."""
-    head = session.point()
+def cut(head: Point, tokens: int, family: Mapping[str, Session]) -> Point:
+    """The log up to ``head`` cut to its first ``tokens`` tokens. Raises VersionNotFound."""
     if not 0 <= tokens <= head.tokens:
         raise VersionNotFound(f"the session has read {head.tokens} tokens, not {tokens}", tokens_seen=tokens)
     for session_id, commit, limit in chain(head, family):

@@ -155,6 +155,11 @@ class Recovery:
         return handle
 
 
+def tokens_of(store: SessionStore, parts: list[Segment]) -> tuple[int, ...]:
+    """The token ids of the segments, in order. Blocking."""
+    return tuple(token for run, start, stop in _runs(store, parts) for token in run.ids()[start:stop])
+
+
 def _pieces(store: SessionStore, parts: list[Segment]) -> Iterator[tuple[tuple[int, ...], bytes]]:
     """(ids, kinds) of the segments in order, up to ``PIECE`` tokens at a time; reads each journal once, in a
     row."""

@@ -24,6 +24,7 @@ from mnemosyne.server.sessions.deletion import Deletion
 from mnemosyne.server.sessions.documents import Documents
 from mnemosyne.server.sessions.overview import overview
 from mnemosyne.server.sessions.settings import ServiceSettings
+from mnemosyne.server.sessions.surprise import Surprise
 from mnemosyne.server.sessions.tokens import TextTokenizer
 from mnemosyne.server.sessions.transfer import Transfer
 from mnemosyne.server.sessions.turns import Turns
@@ -35,6 +36,7 @@ from mnemosyne.server.sessions.views import (
     Receipt,
     SessionEvent,
     SessionInfo,
+    SurpriseTrace,
     TurnRequest,
     VersionInfo,
 )
@@ -58,6 +60,7 @@ class SessionService:
         self._versions = Versions(self._core)
         self._deletion = Deletion(self._core, self._turns, self._absorber)
         self._transfer = Transfer(self._core, self._versions)
+        self._surprise = Surprise(self._core)
 
     # -- life
     async def start(self, tenants: Iterable[str]) -> None:
@@ -324,6 +327,22 @@ class SessionService:
         live = await self._core.registry.get(tenant, session_id)
         await self._transfer.import_state(live, data, if_match)
         return await overview(self._core, live)
+
+    async def surprise(
+        self,
+        tenant: str,
+        session_id: str,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        resolution: int | None = None,
+        version: int | None = None,
+    ) -> SurpriseTrace:
+        """What reading the tokens [first, last) did to the memory of a version (None: the newest commit), at
+        about ``resolution`` tokens a point; below a chunk's length they are computed again from the input.
+        Raises RequestError for a range that is too long for it, and where the input isn't kept."""
+        live = await self._core.registry.get(tenant, session_id)
+        return await self._surprise.read(live, first, last, resolution, version)
 
     async def _tend(self, tenants: Iterable[str]) -> None:
         """Once look at every session, then now and then at those in memory."""

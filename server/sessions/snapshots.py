@@ -70,7 +70,11 @@ class Snapshots:
 
     async def save_before_leaving(self, live: Live | None, resident: Resident) -> None:
         """For the newest state of a session: without a snapshot it would cost a replay to come back."""
-        if live is not None and resident.claims and resident.replay > 0 and not live.session.deleted:
+        if live is None or not resident.claims or resident.replay <= 0 or live.session.deleted:
+            return
+        home = resident.home
+        # A snapshot lies under a record, whose end is the state's: one inside has no place.
+        if home.tokens == live.session.commits[home.index].tokens:
             await self._save_or_log(live, resident)
 
     async def settle(self) -> None:

@@ -8,14 +8,15 @@ from mnemosyne.engine.messages import Progress
 
 
 class Trace:
-    """Means over the chunks of any number of Progress messages. Give ``add`` to the engine as
-    ``on_progress``."""
+    """Means over the chunks of any number of Progress messages, and the largest gain. Give ``add`` to the
+    engine as ``on_progress``."""
 
     def __init__(self) -> None:
         self.chunks = 0
         self.position = 0
         """End of the newest chunk."""
         self._sums = [0.0, 0.0, 0.0, 0.0]
+        self._gain: float | None = None
 
     def add(self, progress: Progress) -> None:
         for chunk in progress.trace:
@@ -23,13 +24,15 @@ class Trace:
             self.position = chunk.position
             values = (chunk.surprise, chunk.momentary, chunk.moved, chunk.written)
             self._sums = [total + value for total, value in zip(self._sums, values, strict=True)]
+            if chunk.gain is not None:
+                self._gain = max(chunk.gain, self._gain or 0.0)
 
     @property
     def surprise(self) -> float | None:
         return self._sums[0] / self.chunks if self.chunks else None
 
     def data(self) -> dict[str, Any]:
-        """For a ``surprise`` event; means over the chunks up to ``position``."""
+        """For a ``surprise`` event; of the chunks up to ``position``."""
         names = ("surprise", "momentary", "moved", "written")
         means = {name: total / self.chunks for name, total in zip(names, self._sums, strict=True)}
-        return {"position": self.position, "chunks": self.chunks, **means}
+        return {"position": self.position, "chunks": self.chunks, **means, "gain": self._gain}

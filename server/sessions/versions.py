@@ -142,7 +142,7 @@ class Versions:
                 target = session.point(version)
             else:
                 assert tokens_seen is not None
-                target = cut(session, tokens_seen, await self._core.registry.family(session))
+                target = cut(session.point(), tokens_seen, await self._core.registry.family(session))
             # Restored first: a version that can't be brought back must not become the newest.
             async with self._core.states.use(live, target) as pinned:
                 number = session.newest.number + 1
@@ -157,6 +157,9 @@ class Versions:
                 await self._core.states.keep_only(live, session.point())
                 if pinned.resident.point.tokens:
                     pinned.resident.claims.add(live.id)
+                if version is None:
+                    # Inside a record there is no place for a snapshot; the rewind's own record is one.
+                    pinned.resident.home = session.point()
         self._core.told(live, live.session.newest)
         return info
 

@@ -36,7 +36,7 @@ class SessionInfo:
     version: int
     tokens_seen: int
     state_bytes: int
-    """Bytes of one committed state; the same whatever was read."""
+    """Bytes of one committed state, its pyramid too; the same whatever was read."""
     stored_bytes: int
     """What the session takes in the store: journal, snapshots and spool."""
     tier: Tier
@@ -155,6 +155,34 @@ class SessionEvent:
     kind: EventKind
     at: float
     data: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TracePoint:
+    """Tokens [first, last) of a session, and what reading them did to its memory."""
+
+    first: int
+    last: int
+    overall: list[float | None]
+    """In the order of ``pyramid.FIELDS``; None: not known."""
+    layers: list[list[float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurpriseTrace:
+    version: int
+    first: int
+    last: int
+    """The range that was asked for, up to what the version has read."""
+    reaches: int
+    """Tokens up to the end of the last committed chunk: those after it have no values yet."""
+    resolution: int
+    """Tokens a point, of the finest ones."""
+    coarsest: int
+    """Tokens of the longest point: what is long ago may be kept more coarsely than was asked for."""
+    computed: int
+    """Tokens that were read again for it."""
+    points: tuple[TracePoint, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -23,12 +24,14 @@ from mnemosyne.engine.errors import (
     SnapshotUnsupported,
     StateIncompatible,
 )
+from mnemosyne.engine.pyramid import FIELDS, Pyramid
 from mnemosyne.engine.state import SessionState, state_layout
 
 DATA = Path(__file__).parent / "data"
 MODEL = "ab" * 32
 NUMERICS = {"device": "cpu", "dtype": "float32", "torch": "2.13"}
 VARIANTS = ["mac", "mag", "mal", "lmm"]
+PYRAMID = Pyramid.blank(1).extended(np.arange(12, dtype=np.float32).reshape(3, 1, 4) / 8)
 
 
 def tiny(variant: Any = "mac") -> ModelConfig:
@@ -44,7 +47,7 @@ def state_of(config: ModelConfig, dtype: torch.dtype) -> SessionState:
         values = (torch.arange(start, start + count) * 37 % 255 - 127).to(torch.float32) / 64
         tensors[name] = values.reshape(shape).to(kind)
         start += count
-    return SessionState(position=6, tensors=tensors, pending=(299, 0), kinds=b"\0\1")
+    return SessionState(position=6, tensors=tensors, pending=(299, 0), kinds=b"\0\1", pyramid=PYRAMID)
 
 
 def dump(state: SessionState, **changes: Any) -> bytes:
@@ -75,17 +78,37 @@ def test_round_trip_to_the_bit(variant: str, dtype: torch.dtype) -> None:
 
 
 def test_a_session_that_has_read_nothing() -> None:
-    state = dataclasses.replace(state_of(tiny(), torch.float32), position=0, pending=(), kinds=b"")
+    state = state_of(tiny(), torch.float32)
+    state = dataclasses.replace(state, position=0, pending=(), kinds=b"", pyramid=Pyramid.blank(1))
     assert load(dump(state), tiny()).digest() == state.digest()
 
 
 @pytest.mark.parametrize(("variant", "dtype"), [("mac", torch.float32), ("mag", torch.bfloat16)])
 def test_the_format_is_these_bytes(variant: str, dtype: torch.dtype) -> None:
     """A change of these files is a change of the format: it needs a new version and a migration."""
-    golden = (DATA / f"state-v1-{variant}.safetensors").read_bytes()
+    golden = (DATA / f"state-v2-{variant}.safetensors").read_bytes()
     state = state_of(tiny(variant), dtype)
     assert dump(state) == golden
     assert load(golden, tiny(variant), dtype).digest() == state.digest()
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("mac", torch.float32), ("mag", torch.bfloat16)])
+def test_version_1_loads_and_nothing_is_known_of_what_it_read(variant: str, dtype: torch.dtype) -> None:
+    golden = (DATA / f"state-v1-{variant}.safetensors").read_bytes()
+    found = load(golden, tiny(variant), dtype)
+    expected = dataclasses.replace(state_of(tiny(variant), dtype), pyramid=Pyramid.blank(1, 3))
+    assert found.digest() == expected.digest()
+    assert list(found.pyramid.cover(0, 3, 0)) == []
+    values = np.ones((2, 1, len(FIELDS)), np.float32)
+    assert [(p.first, p.last) for p in found.pyramid.extended(values).cover(0, 5, 0)] == [(3, 4), (4, 5)]
+
+
+def test_a_version_1_file_without_a_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "VERSION", 1)
+    old = format.encode({}, {"tails": torch.zeros(1)})
+    monkeypatch.undo()
+    with pytest.raises(SnapshotCorrupt):
+        format.decode(old)
 
 
 def test_equal_states_are_equal_bytes(data: bytes) -> None:
@@ -108,14 +131,14 @@ def test_the_safetensors_library_reads_it(data: bytes, tmp_path: Path) -> None:
     state = state_of(tiny(), torch.float32)
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["format"] == "mnemosyne.state"
-        assert file.metadata()["format_version"] == "1"
-        assert set(file.keys()) == set(state.tensors)
+        assert file.metadata()["format_version"] == "2"
+        assert set(file.keys()) == {*state.tensors, "pyramid"}
         for name, tensor in state.tensors.items():
             assert torch.equal(file.get_tensor(name), tensor)
 
 
 def test_every_cut_is_refused(data: bytes) -> None:
-    for length in [*range(0, len(data), 7), len(data) - 1]:
+    for length in [*range(0, 2048, 7), *range(2048, len(data), 701), len(data) - 1]:
         with pytest.raises(SnapshotCorrupt):
             load(data[:length], tiny())
     with pytest.raises(SnapshotCorrupt):
@@ -123,7 +146,8 @@ def test_every_cut_is_refused(data: bytes) -> None:
 
 
 def test_every_flipped_bit_is_refused(data: bytes) -> None:
-    for i in range(len(data)):
+    header = 8 + int.from_bytes(data[:8], "little")
+    for i in [*range(header), *range(header, len(data), 41)]:
         flipped = bytearray(data)
         flipped[i] ^= 1 << i % 8
         with pytest.raises(
@@ -189,7 +213,13 @@ def test_tokens_that_no_session_can_have_are_refused(data: bytes, changes: dict[
 
 
 def other_tensors() -> Iterator[dict[str, torch.Tensor]]:
-    whole = dict(state_of(tiny(), torch.float32).tensors)
+    state = state_of(tiny(), torch.float32)
+    levels = torch.from_numpy(state.pyramid.array())
+    whole = {**state.tensors, "pyramid": levels}
+    yield dict(state.tensors)
+    yield {**whole, "pyramid": levels[1:]}
+    yield {**whole, "pyramid": levels.double()}
+    yield {**whole, "pyramid": -levels}
     yield {name: tensor for name, tensor in whole.items() if name != "memory.1"}
     yield {name: tensor for name, tensor in whole.items() if name != "tails"}
     yield {**whole, "extra": torch.zeros(1)}
@@ -225,7 +255,7 @@ def test_a_state_of_other_weights_is_refused_by_name(data: bytes) -> None:
         assert caught.value.attributes == {"state_model": MODEL, "model": other}
 
 
-@pytest.mark.parametrize("version", ["2", "10", "999999999999"])
+@pytest.mark.parametrize("version", ["3", "10", "999999999999"])
 def test_a_later_format_is_refused_by_name(
     data: bytes, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,23 +263,23 @@ def test_a_later_format_is_refused_by_name(
     monkeypatch.setattr(format, "MIGRATIONS", {n: (lambda m, t: (m, t)) for n in range(1, 10)})
     if int(version) > 10:
         later = data.replace(
-            b'"format_version":"1"', b'"format_version":"9"'
+            b'"format_version":"2"', b'"format_version":"9"'
         )  # no checksum of ours can be right
     else:
         later = format.encode({}, {"a tensor we don't know": torch.zeros(2)})
     monkeypatch.undo()
     with pytest.raises(SnapshotUnsupported) as caught:
         load(later, tiny())
-    assert caught.value.attributes["newest"] == 1
+    assert caught.value.attributes["newest"] == 2
 
 
 def test_an_older_format_goes_through_its_migration(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were this version 2: version 1 is migrated, and refused by name once its migration is gone."""
-    monkeypatch.setattr(format, "VERSION", 2)
-    monkeypatch.setattr(format, "MIGRATIONS", {1: lambda m, t: ({**m, "position": "8"}, t)})
+    """Were this version 3: version 2 is migrated, and refused by name once its migration is gone."""
+    monkeypatch.setattr(format, "VERSION", 3)
+    monkeypatch.setattr(format, "MIGRATIONS", {2: lambda m, t: ({**m, "position": "8"}, t)})
     assert load(data, tiny()).position == 8
     monkeypatch.setattr(format, "MIGRATIONS", {})
-    with pytest.raises(SnapshotUnsupported, match="format 1"):
+    with pytest.raises(SnapshotUnsupported, match="format 2"):
         load(data, tiny())
 
 

@@ -28,9 +28,11 @@ class SlowModel(FakeModel):
         super().__init__()
         self.seconds = seconds
 
-    def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
+    def prefill(
+        self, states: Sequence[SessionState], tokens: Tensor, per_token: bool = False
+    ) -> tuple[list[SessionState], Trace]:
         time.sleep(self.seconds)
-        return super().prefill(states, tokens)
+        return super().prefill(states, tokens, per_token)
 
 
 def main() -> None:

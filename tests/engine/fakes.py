@@ -20,6 +20,7 @@ from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.errors import SnapshotCorrupt
 from mnemosyne.engine.messages import EngineInfo
 from mnemosyne.engine.open_chunk import OpenChunk
+from mnemosyne.engine.pyramid import FIELDS, Pyramid
 from mnemosyne.engine.scheduler import Limits
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.trace import Trace
@@ -47,25 +48,31 @@ class FakeModel:
         """Set by each prefill as it begins."""
 
     def initial_state(self) -> SessionState:
-        return SessionState(0, {"memory.0": torch.zeros(8)})
+        return SessionState(0, {"memory.0": torch.zeros(8)}, pyramid=Pyramid.blank(1))
 
-    def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
+    def prefill(
+        self, states: Sequence[SessionState], tokens: Tensor, per_token: bool = False
+    ) -> tuple[list[SessionState], Trace]:
         self.entered.set()
         assert self.gate.wait(30)
         assert all(not state.pending for state in states)
         assert tokens.shape[0] == len(states) and tokens.shape[1] % CHUNK == 0
         self._explode(tokens.flatten().tolist())
         self.prefills.append((len(states), tokens.shape[1] // CHUNK))
-        after, written = [], []
-        for state, row in zip(states, tokens.tolist(), strict=True):
+        after = []
+        chunks = tokens.view(len(states), -1, CHUNK)
+        # What can be told from the ids alone: a token's surprise is its id, a chunk's their mean.
+        each = tokens.numpy().astype(np.float32)[..., None, None].repeat(2, -1)
+        means = chunks.numpy().mean(-1)[..., None, None].repeat(len(FIELDS), -1).astype(np.float32)
+        for state, row, values in zip(states, tokens.tolist(), means, strict=True):
             memory = state.tensors["memory.0"]
             for i in range(0, len(row), CHUNK):
                 memory = _floats(memory, row[i : i + CHUNK], b"")
                 if POISON in row:
                     memory[3] = float("nan")
-            after.append(SessionState(state.position + len(row), {"memory.0": memory}))
-            written.append([1.0] * (len(row) // CHUNK))
-        return after, Trace(written, written, written, written)
+            position, pyramid = state.position + len(row), state.pyramid.extended(values)
+            after.append(SessionState(position, {"memory.0": memory}, pyramid=pyramid))
+        return after, Trace(means, np.ones(chunks.shape[:2]), each if per_token else None)
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
         chunks = [OpenChunk(state, state.pending, state.kinds, [], row) for row, state in enumerate(states)]
@@ -119,7 +126,7 @@ INFO = EngineInfo(
     device="cpu",
     dtype="float32",
     parameters=0,
-    state_bytes=32,
+    state_bytes=32 + Pyramid.blank(1).nbytes,
     max_queued_tokens=0,
 )
 

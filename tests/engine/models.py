@@ -6,12 +6,31 @@ import torch
 
 from mnemosyne.engine.config import MemoryConfig, ModelConfig, Variant
 from mnemosyne.engine.model import Titans
+from mnemosyne.kernels.rules.registry import RULES
 
 VARIANTS: tuple[Variant, ...] = ("mac", "mag", "mal", "lmm")
 
 
+def small_memory(rule: str = "titans", *, depth: int = 2, norm: bool = False) -> MemoryConfig:
+    """Whose gates reach far; one matrix alone for the rules that have no more."""
+    matrix = rule in ("delta", "gated_delta")
+    return MemoryConfig(
+        rule=rule,
+        depth=1 if matrix else depth,
+        expansion=2,
+        residual=not matrix,
+        norm=norm and not matrix,
+        theta_max=20.0 if rule == "memora" else 0.5,
+        alpha_max=None if rule == "delta" else 0.2,
+    )
+
+
+def every_rule_and_depth() -> list[tuple[str, int]]:
+    return [(rule, depth) for rule in RULES for depth in (1, 2, 3, 4) if depth == 1 or "delta" not in rule]
+
+
 def small_config(
-    variant: Variant = "mag", *, dim: int = 128, depth: int = 2, norm: bool = False
+    variant: Variant = "mag", *, dim: int = 128, depth: int = 2, norm: bool = False, rule: str = "titans"
 ) -> ModelConfig:
     return ModelConfig(
         variant=variant,
@@ -23,7 +42,7 @@ def small_config(
         segment=48,
         window=32,
         persistent=4,
-        memory=MemoryConfig(depth=depth, expansion=2, norm=norm, theta_max=0.5, alpha_max=0.2),
+        memory=small_memory(rule, depth=depth, norm=norm),
     )
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mnemosyne.engine.model import Titans
-from mnemosyne.kernels.reference import memory_network, titans_reference
+from mnemosyne.kernels.gates import Gates
+from mnemosyne.kernels.reference import memory_network
+from mnemosyne.kernels.reference import reference as token_by_token
 
 
 def rms(x: Tensor, norm: torch.nn.Module) -> Tensor:
@@ -49,7 +51,10 @@ class LayerReference:
         self.mixer = model.blocks[layer].mixer
         self.memory = self.mixer.memory
         self.M = [list(p.unbind(0)) for p in self.memory.initial]
-        self.S = [[torch.zeros_like(w) for w in ws] for ws in self.M]
+        self.rule = self.c.memory.make_rule()
+        self.surprise: list[Tensor] = []
+        """Surprise and momentary surprise of the tokens of one ``learn`` after the other, `[H, 2, T]`."""
+        self.S = [[torch.zeros_like(w) for w in ws] for ws in self.M if self.rule.algorithm.momentum]
 
     def heads(self, x: Tensor) -> Tensor:
         return x.view(len(x), self.c.heads, self.c.head_dim).transpose(0, 1)
@@ -57,36 +62,44 @@ class LayerReference:
     def merge(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1).reshape(x.shape[1], self.c.dim)
 
-    def gates(self, u: Tensor) -> Tensor:
-        """theta, eta, alpha `[3, H, D, T]`."""
-        m = self.c.memory
-        z = (u @ self.memory.gate_weight.T + self.memory.gate_bias).view(len(u), 3, self.c.heads, m.depth)
-        s = torch.clamp(torch.sigmoid(z) - m.gate_epsilon, min=0) / (1 - m.gate_epsilon)
-        top = torch.tensor([m.theta_max, m.eta_max, m.alpha_max], dtype=s.dtype)
-        return (s * top[None, :, None, None]).permute(1, 2, 3, 0)
+    def gates(self, u: Tensor) -> list[Gates]:
+        """Of each head, `[D, T]`; the threshold `[T]`."""
+        m, H = self.c.memory, self.c.heads
+        z = (u @ self.memory.gate_weight.T + self.memory.gate_bias).T
+        tops = {"theta": m.theta_max, "eta": m.eta_max, "alpha": m.alpha_max}
+        made = {}
+        for name, top in tops.items():
+            if top is not None:
+                part, z = z[: H * m.depth].view(H, m.depth, -1), z[H * m.depth :]
+                s = torch.clamp(torch.sigmoid(part) - m.gate_epsilon, min=0) / (1 - m.gate_epsilon)
+                made[name] = s * top
+        if self.c.memory.rule == "yaad":
+            made["threshold"], z = torch.log(1 + torch.exp(z[:H])), z[H:]
+        assert len(z) == 0, "every gate that is computed has a meaning"
+        return [Gates(**{name: gate[h] for name, gate in made.items()}) for h in range(H)]
 
     def learn(self, q: Tensor, k: Tensor, v: Tensor, u: Tensor) -> Tensor:
         """Convolved streams `[T, dim]` whose first token starts a chunk; reads `[H, T, head_dim]`."""
-        theta, eta, alpha = self.gates(u)
-        m, reads = self.c.memory, []
+        gates, reads, surprises = self.gates(u), [], []
         for h in range(self.c.heads):
-            y, M, S, _ = titans_reference(
+            y, M, S, norms = token_by_token(
                 unit(self.heads(q)[h]),
                 unit(self.heads(k)[h]),
                 self.heads(v)[h],
-                theta[h],
-                eta[h],
-                alpha[h],
+                gates[h],
                 [w[h] for w in self.M],
                 [s[h] for s in self.S],
+                self.rule,
                 chunk=self.c.chunk,
-                residual=m.residual,
-                norm=m.norm,
-                clip=m.clip,
             )
-            for i in range(m.depth):
-                self.M[i][h], self.S[i][h] = M[i], S[i]
+            for kept, now in ((self.M, M), (self.S, S)):
+                for i, matrix in enumerate(now):
+                    kept[i][h] = matrix
             reads.append(y)
+            square = norms.square()
+            momentary = (gates[h].theta.square() * square).sum(0).sqrt()
+            surprises.append(torch.stack([square.sum(0).sqrt(), momentary]))
+        self.surprise.append(torch.stack(surprises))
         return torch.stack(reads)
 
     def emit(self, y: Tensor, u: Tensor) -> Tensor:
@@ -134,7 +147,8 @@ class LayerReference:
                 place = t - first
                 h = []
                 for head, query in enumerate(self.heads(unit(q_all[t].view(c.heads, -1)).view(1, -1))):
-                    read = memory_network([w[head] for w in frozen], query, c.memory.residual, c.memory.norm)
+                    weights = self.rule.weights([w[head] for w in frozen])
+                    read = memory_network(weights, query, self.rule.architecture)
                     h.append(rms(read, memory.norm))
                 h_row = torch.cat(h, -1)[0]
                 q, k, v = (

@@ -30,7 +30,7 @@ from mnemosyne.engine.errors import (
 )
 from mnemosyne.engine.inline import InlineEngine
 from mnemosyne.engine.interface import EngineLike
-from mnemosyne.engine.messages import INITIAL, Finished, Progress, Sampling, Token
+from mnemosyne.engine.messages import INITIAL, MAX_TRACED_TOKENS, Finished, Progress, Sampling, Token
 from tests.engine.fakes import CHUNK, INFO, POISON, FakeModel, fake_engine
 
 FAKE = Path(__file__).with_name("fake_process.py")
@@ -103,6 +103,22 @@ async def test_everything_once(engine: EngineLike) -> None:
     assert (await engine.stats())["handles"] == 3
 
 
+async def test_what_was_read_can_be_traced(engine: EngineLike) -> None:
+    tokens = ids(103)
+    await engine.advance(INITIAL, "a", tokens)
+    pyramid = await engine.trace("a")
+    points = list(pyramid.cover(0, 100, 0))
+    assert [(point.first, point.last) for point in points] == [(i, i + 1) for i in range(25)]
+    assert [float(point.values[0, 0]) for point in points] == [
+        sum(tokens[i : i + CHUNK]) / CHUNK for i in range(0, 100, CHUNK)
+    ]
+    # The base has a pending token, which isn't asked about.
+    values = await engine.trace_tokens("a", (9, 1, 2, 3, 4), tenant="t")
+    assert values.shape == (5, 1, 2) and values[:, 0, 0].tolist() == [9, 1, 2, 3, 4]
+    assert (await engine.trace("a")).array().tobytes() == pyramid.array().tobytes(), "nothing was learned"
+    assert (await engine.stats())["handles"] == 2
+
+
 async def test_failures_are_raised_as_what_they_are(engine: EngineLike) -> None:
     with pytest.raises(UnknownHandle):
         await engine.advance("nowhere", "a", ids(3))
@@ -113,6 +129,12 @@ async def test_failures_are_raised_as_what_they_are(engine: EngineLike) -> None:
     assert refused.value.param == "prompt"
     with pytest.raises(RequestError):
         await engine.advance(INITIAL, "a", (2**40,))
+    for wrong in ((), (1,) * (CHUNK + 1), (1,) * (MAX_TRACED_TOKENS + CHUNK)):
+        with pytest.raises(RequestError) as refused:
+            await engine.trace_tokens(INITIAL, wrong)
+        assert refused.value.param == "tokens"
+    with pytest.raises(UnknownHandle):
+        await engine.trace("nowhere")
     with pytest.raises(SnapshotCorrupt):
         await engine.load("a", b"nonsense")
     with pytest.raises(EngineError, match="bound already"):

@@ -11,9 +11,12 @@ from mnemosyne.engine.config import PRESETS, MemoryConfig, ModelConfig, preset
 from mnemosyne.engine.errors import ConfigError
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.state import state_layout
+from mnemosyne.kernels.rules.registry import RULES
+from mnemosyne.kernels.rules.rule import MemoryRule
 from tests.engine.models import VARIANTS
 
 GOOD = {"variant": "mag", "layers": 2, "dim": 128, "vocab_size": 100}
+MATRIX = {"depth": 1, "residual": False, "norm": False}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,31 @@ GOOD = {"variant": "mag", "layers": 2, "dim": 128, "vocab_size": 100}
         ({"memory": {"eta_max": -0.1}}, "eta_max"),
         ({"memory": {"clip": 0}}, "clip"),
         ({"memory": {"width": 3}}, "width"),
+        ({"segment": 32}, "chunk 64 is longer than the segment, 32"),
+        ({"window": 32}, "chunk 64 is longer than the window, 32"),
+        ({"memory": {"theta_max": 1.5}}, r"theta_max must be above 0 and at most 1 for titans, got 1\.5"),
+        ({"memory": {"rule": "memora", "theta_max": 101}}, "at most 100 for memora"),
+        (
+            {"memory": {"rule": "hopfield"}},
+            "no rule 'hopfield'; there are titans, moneta, yaad, memora, delta",
+        ),
+        ({"memory": {"rule": "delta"}}, "the delta rule's memory is one matrix: depth must be 1, got 2"),
+        ({"memory": {"rule": "gated_delta", "depth": 1}}, "gated_delta.*residual and norm must be false"),
+        (
+            {"memory": {"rule": "yaad", "eta_max": 0.5}},
+            r"yaad rule has no momentum: leave memory\.eta_max out",
+        ),
+        (
+            {"memory": MATRIX | {"rule": "delta", "alpha_max": 0.1}},
+            r"no forget gate: leave memory\.alpha_max",
+        ),
+        ({"memory": {"rule": "yaad", "options": {"p": 3}}}, "the yaad rule has no option p"),
+        ({"memory": {"rule": "moneta", "options": {"r": 3}}}, "has no option r; it has p, q"),
+        ({"memory": {"rule": "moneta", "options": {"p": 0.5}}}, "p must be at least 1"),
+        ({"memory": {"rule": "moneta", "options": {"q": 1.5}}}, "q must be at least 2"),
+        ({"memory": {"rule": "moneta", "options": {"p": "three"}}}, "type"),
+        ({"memory": {"norm": False, "clip": None}}, "diverges where its gates open"),
+        ({"memory": MATRIX | {"clip": None, "eta_max": 0}}, r"theta_max at most 0\.015625"),
     ],
 )
 def test_a_bad_configuration_is_refused_by_name(change, message):
@@ -47,6 +75,32 @@ def test_an_incomplete_configuration_is_refused():
 def test_json_round_trip():
     config = ModelConfig.from_dict(GOOD | {"memory": {"depth": 3, "clip": None}})
     assert ModelConfig.from_dict(json.loads(config.to_json())) == config
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_is_chosen_by_name_and_kept_by_the_file(rule, tmp_path):
+    memory = {"rule": rule} | (MATRIX if "delta" in rule else {})
+    config = ModelConfig.from_dict(GOOD | {"memory": memory})
+    (tmp_path / "config.json").write_text(config.to_json())
+    again = ModelConfig.from_file(tmp_path / "config.json")
+    assert again == config and again.memory.make_rule() == config.memory.make_rule()
+    assert (again.memory.eta_max is None) == (rule != "titans")
+    assert (again.memory.alpha_max is None) == (rule == "delta")
+
+
+def test_the_papers_options_reach_the_rule():
+    def moneta(**options: float) -> MemoryRule:
+        return MemoryConfig(rule="moneta", options=options).make_rule()
+
+    assert moneta(p=2, q=3) != moneta() == moneta(p=3, q=4)
+
+
+def test_a_checkpoint_from_before_there_were_rules_keeps_its_hash():
+    config = ModelConfig.from_dict(GOOD)
+    assert "rule" not in json.loads(config.to_json())["memory"]
+    assert json.loads(config.to_json())["memory"]["eta_max"] == 1.0
+    other = ModelConfig.from_dict(GOOD | {"memory": {"rule": "yaad"}})
+    assert json.loads(other.to_json())["memory"]["rule"] == "yaad"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from mnemosyne.engine.advance import advance
@@ -29,9 +30,11 @@ from mnemosyne.engine.messages import (
     Stats,
     StatsReport,
     Token,
+    TokenTrace,
+    TraceTokens,
 )
 from mnemosyne.engine.state import GENERATED, SessionState
-from tests.engine.fakes import BLIND, BOMB, CHUNK, POISON, FakeModel, dump, fake_engine
+from tests.engine.fakes import BLIND, BOMB, CHUNK, INFO, POISON, FakeModel, dump, fake_engine
 
 
 def ids(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -119,6 +122,32 @@ def test_an_answer_is_streamed_and_kept() -> None:
     assert chunks == [4, 8, 12, 16, 20]
     kinds = bytes(10) + bytes([GENERATED]) * 11
     assert exported(engine, "after") == expected(prompt + end.tokens, kinds)
+
+
+def test_tokens_are_traced_in_pieces_beside_others() -> None:
+    engine = fake_engine(max_super_chunk=3)
+    tokens = ids(CHUNK * 40, seed=1)
+    engine.accept(read("r", INITIAL, "a", ids(CHUNK * 40)))
+    engine.accept(TraceTokens(request_id="t", tenant="t", base=INITIAL, tokens=tokens))
+    events = drain(engine, read("s", "a", "b", ids(CHUNK * 3)))
+    [end] = of(events, "t")
+    assert isinstance(end, TokenTrace), "no progress is told of it"
+    values = np.frombuffer(end.data, "<f4").reshape(-1, end.layers, 2)
+    assert values[:, 0, 0].tolist() == list(tokens)
+    assert exported(engine, "b") == expected(ids(CHUNK * 40) + ids(CHUNK * 3))
+
+
+def test_a_trace_that_cannot_be_computed_fails_alone() -> None:
+    engine = fake_engine()
+    bad = (POISON,) * CHUNK
+    events = drain(
+        engine,
+        TraceTokens(request_id="t", tenant="t", base=INITIAL, tokens=bad),
+        TraceTokens(request_id="u", tenant="t", base=INITIAL, tokens=ids(CHUNK)),
+    )
+    failed = last(events, "t")
+    assert isinstance(failed, Failed) and failed.error == "NotFinite"
+    assert isinstance(last(events, "u"), TokenTrace)
 
 
 @pytest.mark.parametrize("prompt_length", range(1, 6))
@@ -391,7 +420,8 @@ def test_nothing_is_held_that_was_released() -> None:
     drain(engine, Release(handle="a"), Release(handle="b"), Release(handle="b"))
     assert stats(engine)["handles"] == 1
     assert isinstance(drain(engine, read("s", INITIAL, "a", ()))[-1], Advanced)
-    assert stats(engine)["state_bytes"] == 32, "the copy of a state that nothing was read on is the state"
+    held = stats(engine)["state_bytes"]
+    assert held == INFO.state_bytes, "the copy of a state that nothing was read on is the state"
 
 
 def stats(engine: Engine) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 
@@ -13,16 +14,19 @@ from mnemosyne.engine import layers
 from mnemosyne.engine.advance import advance
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.state import SessionState
+from mnemosyne.kernels.rules.registry import RULES
 from tests.engine.models import VARIANTS, random_tokens, small_config, small_model
 
 COMPUTE = [pytest.param(torch.float32, id="fp32"), pytest.param(torch.bfloat16, id="bf16")]
 BATCHES = (1, 2, 3, 5, 7, 9, 17)
+FORMS = [(v, "titans") for v in VARIANTS] + [("mag", rule) for rule in RULES if rule != "titans"]
+"""Block forms and rules: the forms don't know the rule, nor the rules the form."""
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_any_split_ends_in_the_same_state(variant, compute):
-    config = small_config(variant)
+@pytest.mark.parametrize(("variant", "rule"), FORMS)
+def test_any_split_ends_in_the_same_state(variant, rule, compute):
+    config = small_config(variant, rule=rule)
     model = small_model(config, compute)
     tokens = random_tokens(3 * config.segment + 7, seed=5)
     start = model.initial_state()
@@ -76,7 +80,7 @@ def check_isolation(model: Titans, states: list[SessionState], batches: tuple[in
     alone and in every batch."""
     chunk = model.config.chunk
     texts = [random_tokens(2 * chunk, seed=100 + i) for i in range(len(states))]
-    bare = [SessionState(s.position, s.tensors) for s in states]
+    bare = [dataclasses.replace(s, pending=(), kinds=b"") for s in states]
     alone = [model.prefill([s], torch.tensor([t]))[0][0] for s, t in zip(bare, texts, strict=True)]
     assert all(moved(a, b) for a, b in zip(bare, alone, strict=True))
     answers = [answer(model, [s], [i])[0] for i, s in enumerate(states)]
@@ -105,6 +109,13 @@ def moved(a: SessionState, b: SessionState) -> bool:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_session_is_the_same_alone_and_in_any_batch(variant, compute, threads):
     model = small_model(small_config(variant, dim=256), compute)
+    check_isolation(model, sessions(model, max(BATCHES)), BATCHES)
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "titans"])
+def test_every_rule_is_the_same_alone_and_in_any_batch(rule, threads):
+    model = small_model(small_config("mag", dim=256, rule=rule))
     check_isolation(model, sessions(model, max(BATCHES)), BATCHES)
 
 

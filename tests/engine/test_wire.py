@@ -24,14 +24,18 @@ from mnemosyne.engine.messages import (
     Load,
     Loaded,
     Progress,
+    ReadTrace,
     Release,
     Sampling,
     Stats,
     StatsReport,
     Token,
+    TokenTrace,
+    TraceReport,
+    TraceTokens,
 )
 
-TRACE = ChunkTrace(position=64, surprise=0.1, momentary=1e-300, moved=2.0, written=1 / 3)
+TRACE = ChunkTrace(position=64, surprise=0.1, momentary=1e-300, moved=2.0, gain=0.5, written=1 / 3)
 SAMPLING = Sampling(logit_bias={3: -1.5, 70_000: 2.0}, stop_ids=(1, 2), seed=2**63, logprobs=5)
 MESSAGES: list[wire.Message] = [
     Advance(request_id="1", tenant="t", base="a", result="b", tokens=(0, 1, 2**31 - 1, -(2**31))),
@@ -44,6 +48,8 @@ MESSAGES: list[wire.Message] = [
     Release(handle="h"),
     Cancel(request_id="4"),
     Stats(request_id="5"),
+    ReadTrace(request_id="6", handle="h"),
+    TraceTokens(request_id="7", tenant="t", base="a", tokens=(5, 6)),
     Progress(request_id="1", tokens_done=64, trace=(TRACE, TRACE)),
     Progress(request_id="1", tokens_done=64, trace=()),
     Advanced(request_id="1", position=64, tokens_seen=66),
@@ -53,6 +59,8 @@ MESSAGES: list[wire.Message] = [
     Exported(request_id="3", data=b""),
     Loaded(request_id="4", position=0, tokens_seen=0),
     StatsReport(request_id="5", values={"steps": 1.0}),
+    TraceReport(request_id="6", chunks=3, layers=2, data=bytes(range(64))),
+    TokenTrace(request_id="7", layers=2, data=bytes(32)),
     Failed(request_id="1", error="QueueFull", message="full", attributes={"param": "x", "n": 1}),
     EngineInfo(
         model_fingerprint="m",

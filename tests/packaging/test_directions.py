@@ -12,6 +12,7 @@ ALLOWED_FIRST_PARTY = {
     "checkpoints": (
         "mnemosyne.checkpoints",
         "mnemosyne.engine.state",
+        "mnemosyne.engine.pyramid",
         "mnemosyne.engine.config",
         "mnemosyne.engine.errors",
     ),
@@ -23,7 +24,7 @@ ALLOWED_THIRD_PARTY = {
     "kernels": PORTABLE - {"safetensors", "tokenizers"},
     "engine": PORTABLE - {"tokenizers"},
     "checkpoints": PORTABLE | {"redis"},
-    "training": PORTABLE | {"httpx"},
+    "training": PORTABLE | {"httpx", "matplotlib"},
 }
 
 
@@ -63,6 +64,13 @@ def test_a_machine_with_only_torch_can_import_it(
 def test_redis_is_known_in_one_place_of_checkpoints(imports: dict[str, dict[str, set[str]]]) -> None:
     users = [f for f, names in imports["checkpoints"].items() if any(is_within(n, ("redis",)) for n in names)]
     assert all("redis" in file for file in users), users
+
+
+def test_matplotlib_is_known_in_one_module_of_training(imports: dict[str, dict[str, set[str]]]) -> None:
+    users = {
+        f for f, names in imports["training"].items() if any(is_within(n, ("matplotlib",)) for n in names)
+    }
+    assert users == {"training/experiments/figures.py"}
 
 
 def test_nothing_is_imported_by_its_bare_folder_name(imports: dict[str, dict[str, set[str]]]) -> None:

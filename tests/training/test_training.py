@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from mnemosyne.engine.advance import advance
 from mnemosyne.engine.model import Titans
+from mnemosyne.kernels.rules.registry import RULES
 from mnemosyne.training import evaluate, shards
 from mnemosyne.training.curriculum import Curriculum
 from mnemosyne.training.export import export
@@ -32,6 +33,34 @@ def test_steps_lower_the_loss(settings: Settings) -> None:
             step(draw(rows, 512, 128, 0.0), 3e-3)
         losses.append(step.read()["text"])
     assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_and_form_is_trained(rule: str, settings: Settings) -> None:
+    """Each by its settings alone; the outer loss reaches what the rule starts from and every gate it has."""
+    matrix = "delta" in rule
+    variant = ("mag", "mac", "mal", "lmm")[list(RULES).index(rule) % 4]
+    chosen = dataclasses.replace(
+        settings,
+        variant=variant,
+        rule=rule,
+        options="p=3,q=4" if rule == "moneta" else "",
+        depth=1 if matrix else 2,
+        residual=not matrix,
+        norm=not matrix,
+        theta_max=10.0 if rule == "memora" else 0.1,
+    )
+    step = Step(build(chosen), chosen)
+    assert (step.model.config.variant, step.model.config.memory.rule) == (variant, rule)
+    memory = step.model.blocks[0].mixer.memory
+    step(draw(sampler(chosen, 1), 512, 128, 0.0), 1e-3)
+    for parameter in (*memory.initial, memory.gate_weight, memory.gate_bias):
+        assert parameter.grad is not None
+        assert bool((parameter.grad.view(len(parameter), -1) != 0).any(1).all()), "a row that nothing teaches"
+    first = step.read()["text"]
+    for _ in range(8):
+        step(draw(sampler(chosen, 1), 512, 128, 0.0), 3e-3)
+    assert step.read()["text"] < first
 
 
 def observe(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:

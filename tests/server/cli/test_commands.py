@@ -72,6 +72,23 @@ def test_ingest_ask_export_import(server: RunningServer, tmp_path: Path) -> None
     assert session in mnemosyne(server, "sessions")
 
 
+def test_surprise(server: RunningServer, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    # A byte's surprise is its number here: the run of z is what stands out.
+    book.write_text("a" * 80 + "z" * 16 + "a" * 48, encoding="utf-8")
+    session = read_json(server, "ingest", str(book))["session"]["id"]
+    assert mnemosyne(server, "surprise", session, "--from", "144").startswith("nothing is known")
+    found = read_json(server, "surprise", session, "--to", "100")
+    assert [point["surprise"] for point in found["points"]] == [97.0] * 10 + [122.0] * 2 + [97.0]
+    said = mnemosyne(server, "surprise", session)
+    assert "tokens 0 to 136: 97 to 122" in said
+    assert "▁" * 10 + "██" + "▁" * 5 in said
+    assert "122" in said and "what surprised most" in said
+    tokens = read_json(server, "surprise", session, "--from", "78", "--to", "82", "--resolution", "1")
+    assert [point["surprise"] for point in tokens["points"]] == [97.0, 97.0, 122.0, 122.0]
+    assert "resolution" in mnemosyne(server, "surprise", session, "--resolution", "0", status=1)
+
+
 def test_an_upload_goes_on_where_the_server_says(server: RunningServer) -> None:
     data = bytes(range(97, 123)) * 40
     with Client(server.url) as client:

@@ -7,6 +7,7 @@ Its memory is a hash chain over the committed chunks, so that states differ as w
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -25,6 +26,7 @@ from mnemosyne.engine.errors import SnapshotCorrupt, StateIncompatible
 from mnemosyne.engine.inline import InlineEngine
 from mnemosyne.engine.messages import EngineInfo
 from mnemosyne.engine.open_chunk import OpenChunk
+from mnemosyne.engine.pyramid import FIELDS, LEVELS, POINTS, Pyramid
 from mnemosyne.engine.scheduler import Limits
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.trace import Trace
@@ -64,18 +66,25 @@ class ScriptedModel:
         self.decoded = 0
 
     def initial_state(self) -> SessionState:
-        return SessionState(0, {"memory.0": torch.zeros(8)})
+        return SessionState(0, {"memory.0": torch.zeros(8)}, pyramid=Pyramid.blank(1))
 
-    def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]:
+    def prefill(
+        self, states: Sequence[SessionState], tokens: Tensor, per_token: bool = False
+    ) -> tuple[list[SessionState], Trace]:
         self._wait()
-        after, ones = [], [[1.0] * (tokens.shape[1] // CHUNK) for _ in states]
-        for state, row in zip(states, tokens.tolist(), strict=True):
+        after = []
+        chunks = tokens.view(len(states), -1, CHUNK)
+        # A token's surprise is its byte, a chunk's their mean, in each field.
+        each = tokens.numpy().astype(np.float32)[..., None, None].repeat(2, -1)
+        means = chunks.numpy().mean(-1)[..., None, None].repeat(len(FIELDS), -1).astype(np.float32)
+        for state, row, values in zip(states, tokens.tolist(), means, strict=True):
             memory = state.tensors["memory.0"]
             for i in range(0, len(row), CHUNK):
                 seed = hashlib.sha256(memory.numpy().tobytes() + bytes(row[i : i + CHUNK])).digest()
                 memory = torch.from_numpy(np.random.default_rng(list(seed)).standard_normal(8).astype("f4"))
-            after.append(SessionState(state.position + len(row), {"memory.0": memory}))
-        return after, Trace(ones, ones, ones, ones)
+            position, pyramid = state.position + len(row), state.pyramid.extended(values)
+            after.append(SessionState(position, {"memory.0": memory}, pyramid=pyramid))
+        return after, Trace(means, np.ones(chunks.shape[:2]), each if per_token else None)
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
         self._wait()
@@ -103,25 +112,28 @@ def _logits(chunk: OpenChunk) -> Tensor:
 
 
 def dump(state: SessionState) -> bytes:
-    content = [state.position, state.tensors["memory.0"].tolist(), state.pending, list(state.kinds)]
+    trace = base64.b64encode(state.pyramid.array().tobytes()).decode()
+    content = [state.position, state.tensors["memory.0"].tolist(), state.pending, list(state.kinds), trace]
     return json.dumps([FINGERPRINT, *content]).encode()
 
 
 def load(data: bytes) -> SessionState:
     try:
-        fingerprint, position, memory, pending, kinds = json.loads(data)
+        fingerprint, position, memory, pending, kinds, trace = json.loads(data)
     except ValueError as error:
         raise SnapshotCorrupt("this isn't a state") from error
     if fingerprint != FINGERPRINT:
         raise StateIncompatible("this state is of other weights")
-    return SessionState(position, {"memory.0": torch.tensor(memory)}, tuple(pending), bytes(kinds))
+    levels = np.frombuffer(base64.b64decode(trace), "<f4").reshape(LEVELS, POINTS, 1, len(FIELDS))
+    pyramid = Pyramid.of(position // CHUNK, levels)
+    return SessionState(position, {"memory.0": torch.tensor(memory)}, tuple(pending), bytes(kinds), pyramid)
 
 
 INFO = EngineInfo(
     model_fingerprint=FINGERPRINT,
     numerics_fingerprint="n",
     numerics={"device": "cpu"},
-    config={},
+    config={"chunk": CHUNK},
     device="cpu",
     dtype="float32",
     parameters=1,

@@ -38,7 +38,7 @@ def test_a_state_file_that_is_not_one_of_this_model_and_a_full_disk(start: Start
     harmed += [flipped(data, at) for at in (0, 9, head // 2, head + 8, len(data) // 2, len(data) - 1)]
     for wrong in harmed:
         check(server.http.put(url, content=wrong), 400, "snapshot_corrupt")
-    later = data.replace(b'"format_version":"1"', b'"format_version":"9"')
+    later = data.replace(b'"format_version":"2"', b'"format_version":"9"')
     check(server.http.put(url, content=later), 400, "snapshot_unsupported")
     model = load_checkpoint(tiny).fingerprint  # type: ignore[arg-type]
     state, manifest = load_state(data, config=CONFIG, dtype=torch.float32, model_fingerprint=model)

@@ -192,3 +192,24 @@ async def test_metadata_and_expiry(service: SessionService, directory: Directory
     with pytest.raises(SessionNotFound):
         await service.get(TENANT, info.id)
     await until(lambda: not directory.exists(info.id))
+
+
+async def test_a_state_inside_a_record_is_never_saved_as_the_records(
+    directory: DirectoryStore, engine: InlineEngine
+) -> None:
+    """A rewind into a document: what drain saves is found again, and isn't taken for the document's end."""
+    service = make_service(directory, engine)
+    session_id = await new_session(service)
+    await read_document(service, session_id, TEXT * 3)
+    whole = await state(service, session_id)
+    rewound = await service.rewind(TENANT, session_id, tokens_seen=40)
+    part = await state(service, session_id)
+    await service.drain()
+    after = make_service(directory, engine)
+    assert await state(after, session_id, 2) == whole
+    assert await state(after, session_id, rewound.version) == part
+    assert (await after.get(TENANT, session_id)).health == "ok"
+    assert after.stats()["restore_refused_total"] == 0
+    again = make_service(directory, engine)
+    assert await state(again, session_id) == part
+    assert again.stats()["tokens_replayed_total"] == 0, "there was a snapshot of it"

@@ -1,0 +1,53 @@
+"""What the kernels beside this file can run, and in which precision. Needs no triton."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mnemosyne.kernels.rules.rule import MemoryRule, Retention, Square
+from mnemosyne.kernels.rules.yaad import Huber
+
+PRECISIONS = {torch.float32: "tf32x3", torch.bfloat16: "ieee"}
+"""How a product takes operands of each type: fp32 in three passes of the tensor cores, bf16 as they are. Sums
+are fp32 either way."""
+HEAD_DIMS = (32, 64, 128)
+WIDTHS = (64, 128, 256)
+"""None below 64: Triton 3.6 compiles a read in blocks of 32 hidden units to wrong results."""
+LENGTHS = range(16, 129, 16)
+LARGEST = {torch.float32: 64, torch.bfloat16: 128}
+"""head_dim and chunk beyond which a program's shared memory doesn't suffice."""
+
+
+def missing(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> str | None:
+    """What keeps the kernels from keys or queries ``x`` `[B, H, n, L, d]` and this memory; None: nothing."""
+    length, head_dim = x.shape[-2:]
+    width = memory[-1].shape[-1]
+    if type(rule.retention) is not Retention or not isinstance(rule.bias, Square | Huber):
+        return f"a rule of {type(rule.bias).__name__} and {type(rule.retention).__name__}"
+    if len(memory) > 2:
+        return f"memory depth {len(memory)}"
+    if x.dtype not in PRECISIONS or memory[0].dtype != torch.float32:
+        return f"{x.dtype} on a memory in {memory[0].dtype}"
+    deep = len(memory) == 2
+    if head_dim not in HEAD_DIMS or length not in LENGTHS or (deep and width not in WIDTHS):
+        return f"head_dim {head_dim}, hidden width {width} and chunk {length}"
+    if max(head_dim, length) > LARGEST[x.dtype]:
+        return f"head_dim {head_dim} and chunk {length} in {x.dtype}"
+    if not _hopper(x.device):
+        return "a machine without triton or a Hopper GPU"
+    return None
+
+
+def takes(theta: Tensor) -> bool:
+    """Whether the decays of gates like ``theta`` `[..., L]` can be made on its device."""
+    return theta.dtype == torch.float32 and theta.shape[-1] <= LENGTHS[-1] and _hopper(theta.device)
+
+
+@cache
+def _hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == 9 and importlib.util.find_spec("triton") is not None

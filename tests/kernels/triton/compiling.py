@@ -1,0 +1,88 @@
+"""Compiles a kernel for Hopper without a GPU, from the arguments that its own caller launches it with."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+
+
+class Resources(NamedTuple):
+    """Of one program."""
+
+    shared: int
+    """Bytes of shared memory."""
+    registers: int
+    """A thread."""
+    spilled: int
+    """Bytes that a thread stores because its registers didn't hold them."""
+    wgmma: int
+    """Instructions of Hopper's tensor cores."""
+    mma: int
+    """Instructions of the older form, which is slower."""
+
+
+class Launch(NamedTuple):
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def launches(module: Any, kernel: str, call: Callable[[], Any]) -> list[Launch]:
+    """What ``call`` launches ``module.kernel`` with, without running it."""
+    recorded: list[Launch] = []
+
+    class Recorder:
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *arguments, **options: recorded.append(Launch(arguments, options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, kernel, Recorder())
+        call()
+    return recorded
+
+
+def resources(kernel: Any, launch: Launch) -> Resources:
+    import triton
+    from triton.backends import nvidia
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    given = dict(zip(names, launch.arguments, strict=False))
+    options = dict(launch.options)
+    constants = {name: options.pop(name) for name in names if name in options}
+    signature, attributes = {}, {}
+    for i, name in enumerate(names):
+        value = given.get(name)
+        if name in constants:
+            signature[name] = "constexpr"
+        elif isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    places = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    assembler = Path(nvidia.__file__).parent / "bin" / "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [str(assembler), "-v", "-arch=sm_90a", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return Resources(
+        compiled.metadata.shared,
+        int(re.search(r"Used (\d+) registers", said)[1]),
+        int(re.search(r"(\d+) bytes spill stores", said)[1]),
+        ptx.count("wgmma.mma_async"),
+        ptx.count("mma.sync"),
+    )
