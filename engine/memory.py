@@ -145,8 +145,8 @@ class NeuralMemory(nn.Module):
         gates = self.gates(u).chunks(L)
         decay = decays(gates)
         scanned = chunk_form.scan(
-            k.view(B, H, n, L, d),
-            v.view(B, H, n, L, d),
+            self._operand(k).view(B, H, n, L, d),
+            self._operand(v).view(B, H, n, L, d),
             gates.threshold,
             decay,
             self.matrices(state),
@@ -160,8 +160,13 @@ class NeuralMemory(nn.Module):
     def read(self, q: Tensor, learned: Learned) -> Tensor:
         """M_t(q_t) for the tokens just stored; `[B, H, T, head_dim]`."""
         B, H, T, d = q.shape
-        chunks = q.view(B, H, -1, self.config.chunk, d)
+        chunks = self._operand(q).view(B, H, -1, self.config.chunk, d)
         return chunk_form.read(chunks, learned.decay, learned.scan, self.rule).view(B, H, T, d)
+
+    def _operand(self, x: Tensor) -> Tensor:
+        """Keys, values and queries as the kernels of a GPU are to multiply them: in the dense products' precision,
+        sums and state in fp32. A CPU gains nothing by it, and training keeps what it has."""
+        return x.to(self.project.compute) if x.is_cuda and not torch.is_grad_enabled() else x
 
     def recall(self, q: Tensor, state: State) -> Tensor:
         """MAC: M*(q) `[B, H, T, head_dim]`, the memory as at the segment's start, normed per head."""

@@ -264,8 +264,7 @@ class Absorber:
                 "surprise": at.trace.surprise,
             },
         )
-        if at.trace.chunks:
-            live.events.add("surprise", at.trace.data())
+        live.has_read(at.trace)
 
     def _piece_tokens(self) -> int:
         at_most = min(LARGEST, self._core.engine.info.max_queued_tokens // 4)

@@ -15,6 +15,7 @@ from mnemosyne.server.sessions import records
 from mnemosyne.server.sessions.events import EventLog
 from mnemosyne.server.sessions.lineage import Session, replay
 from mnemosyne.server.sessions.records import Record, Reply
+from mnemosyne.server.sessions.trace import Trace
 
 if TYPE_CHECKING:
     from mnemosyne.server.sessions.inspection import Inspector
@@ -41,6 +42,8 @@ class Live:
         """Checks of documents that are being received."""
         self.trouble: str | None = None
         """What ``health`` says, None where all is well."""
+        self.gain: float | None = None
+        """The memory's, of the newest text that this process saw it read (``kernels.health``)."""
         self.halts = 0
         """Who wants no document to be read now (``Absorber.stopped``)."""
         self.forgotten = False
@@ -57,6 +60,12 @@ class Live:
     @property
     def id(self) -> str:
         return self.session.id
+
+    def has_read(self, trace: Trace) -> None:
+        """Tell of a text what ``trace`` has of it."""
+        if trace.chunks:
+            self.events.add("surprise", trace.data())
+            self.gain = trace.gain if trace.gain is not None else self.gain
 
     @property
     def idle(self) -> bool:

@@ -30,6 +30,7 @@ async def overview(core: Core, live: Live) -> SessionInfo:
         expires_at=session.expires_at,
         retain_input=created.retain_input,
         metadata=session.metadata,
+        gain=live.gain,
         health=(live.trouble or "ok") if same_weights else "incompatible",
     )
 

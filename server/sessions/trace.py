@@ -16,7 +16,8 @@ class Trace:
         self.position = 0
         """End of the newest chunk."""
         self._sums = [0.0, 0.0, 0.0, 0.0]
-        self._gain: float | None = None
+        self.gain: float | None = None
+        """The largest; None where no chunk's was measured (``engine.trace.GAIN_EVERY``)."""
 
     def add(self, progress: Progress) -> None:
         for chunk in progress.trace:
@@ -25,7 +26,7 @@ class Trace:
             values = (chunk.surprise, chunk.momentary, chunk.moved, chunk.written)
             self._sums = [total + value for total, value in zip(self._sums, values, strict=True)]
             if chunk.gain is not None:
-                self._gain = max(chunk.gain, self._gain or 0.0)
+                self.gain = max(chunk.gain, self.gain or 0.0)
 
     @property
     def surprise(self) -> float | None:
@@ -35,4 +36,4 @@ class Trace:
         """For a ``surprise`` event; of the chunks up to ``position``."""
         names = ("surprise", "momentary", "moved", "written")
         means = {name: total / self.chunks for name, total in zip(names, self._sums, strict=True)}
-        return {"position": self.position, "chunks": self.chunks, **means, "gain": self._gain}
+        return {"position": self.position, "chunks": self.chunks, **means, "gain": self.gain}

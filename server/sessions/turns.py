@@ -211,8 +211,7 @@ class Turns:
                 except BaseException:
                     self._core.engine.release(final)
                     raise
-            if trace.chunks:
-                live.events.add("surprise", trace.data())
+            live.has_read(trace)
         await self._core.make_room()
         return answer
 

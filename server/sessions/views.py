@@ -53,6 +53,10 @@ class SessionInfo:
     """``ok``; ``incompatible``: made under other weights than those served; ``not_finite``: its last document
     or turn ended in a number that isn't finite (the version before stands); ``degraded``: a snapshot was
     refused."""
+    gain: float | None = None
+    """How much a chunk of the newest text amplified a difference of the memory: above 1 differences grow, and
+    the session's state is no longer the same on other devices, however precise (``kernels.health``). None
+    until this server has seen it read a few thousand tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from mnemosyne.engine.errors import (
 )
 from mnemosyne.engine.pyramid import FIELDS, Pyramid
 from mnemosyne.engine.state import SessionState, state_layout
+from mnemosyne.kernels.rules.registry import RULES
 
 DATA = Path(__file__).parent / "data"
 MODEL = "ab" * 32
@@ -61,6 +62,22 @@ def load(data: bytes, config: ModelConfig, dtype: torch.dtype = torch.float32) -
 @pytest.fixture
 def data() -> bytes:
     return dump(state_of(tiny(), torch.float32))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_state_of_every_rule(rule: str) -> None:
+    """Round trip to the bit; momentum is there with the rule that has it, and refused with every other."""
+    matrix = {"depth": 1, "residual": False, "norm": False} if "delta" in rule else {"depth": 2}
+    memory = MemoryConfig(rule=rule, expansion=1, **matrix)  # type: ignore[arg-type]
+    config = dataclasses.replace(tiny("mag"), memory=memory)
+    state = state_of(config, torch.float32)
+    assert any(name.startswith("momentum") for name in state.tensors) == (rule == "titans")
+    assert load(dump(state), config).digest() == state.digest()
+    added = {**state.tensors, "momentum.0": torch.zeros_like(state.tensors["memory.0"])}
+    other = {name: tensor for name, tensor in state.tensors.items() if not name.startswith("momentum")}
+    wrong = dataclasses.replace(state, tensors=other if rule == "titans" else added)
+    with pytest.raises(SnapshotCorrupt, match="momentum.0"):
+        load(dump(wrong), config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -31,8 +31,10 @@ def test_the_whole_of_a_session(server: RunningServer) -> None:
     server.document(session_id, TEXT)
     found = trace(server, session_id)
     reaches = (len(TEXT) - 1) // CHUNK * CHUNK
-    version = server.http.get(f"/v1/sessions/{session_id}").json()["version"]
+    session = server.http.get(f"/v1/sessions/{session_id}").json()
+    version = session["version"]
     points = found.pop("points")
+    assert session["gain"] == max(p["gain"] for p in points), "the session's health, of what it read last"
     assert found == {
         "session_id": session_id,
         "version": version,
