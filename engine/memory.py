@@ -164,8 +164,8 @@ class NeuralMemory(nn.Module):
         return chunk_form.read(chunks, learned.decay, learned.scan, self.rule).view(B, H, T, d)
 
     def _operand(self, x: Tensor) -> Tensor:
-        """Keys, values and queries as the kernels of a GPU are to multiply them: in the dense products' precision,
-        sums and state in fp32. A CPU gains nothing by it, and training keeps what it has."""
+        """Keys, values and queries as the kernels of a GPU are to multiply them: in the dense products'
+        precision, sums and state in fp32. A CPU gains nothing by it, and training keeps what it has."""
         return x.to(self.project.compute) if x.is_cuda and not torch.is_grad_enabled() else x
 
     def recall(self, q: Tensor, state: State) -> Tensor:
