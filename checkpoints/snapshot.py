@@ -11,7 +11,7 @@ import torch
 from mnemosyne.checkpoints import format
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import NotFinite, SnapshotCorrupt, StateIncompatible
-from mnemosyne.engine.pyramid import FIELDS, LEVELS, POINTS, Pyramid
+from mnemosyne.engine.pyramid import Pyramid
 from mnemosyne.engine.state import GENERATED, INPUT, SessionState, check_layout, state_layout
 
 PYRAMID = "pyramid"
@@ -108,7 +108,7 @@ def load_state(
 
 def _pyramid(stored: torch.Tensor | None, chunks: int, layers: int) -> Pyramid:
     """Raises SnapshotCorrupt unless these are the points of ``chunks`` chunks under a model of ``layers``."""
-    shape = (LEVELS, POINTS, layers, len(FIELDS))
+    shape = Pyramid.shape(layers)
     if stored is None or stored.dtype != torch.float32 or tuple(stored.shape) != shape:
         raise SnapshotCorrupt(f"the state file's pyramid isn't {shape} numbers of torch.float32")
     levels = stored.numpy()

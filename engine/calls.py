@@ -40,7 +40,7 @@ from mnemosyne.engine.messages import (
     TraceReport,
     TraceTokens,
 )
-from mnemosyne.engine.pyramid import FIELDS, LEVELS, POINTS, Pyramid, Values
+from mnemosyne.engine.pyramid import Pyramid, Values
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer", Advanced, Exported, Loaded, StatsReport, TraceReport, TokenTrace)
@@ -130,8 +130,8 @@ class Calls(ABC):
 
     async def trace(self, handle: str) -> Pyramid:
         report = await self._call(ReadTrace(request_id=self._new_id(), handle=handle), TraceReport)
-        shape = (LEVELS, POINTS, report.layers, len(FIELDS))
-        return Pyramid.of(report.chunks, np.frombuffer(report.data, "<f4").reshape(shape))
+        levels = np.frombuffer(report.data, "<f4").reshape(Pyramid.shape(report.layers))
+        return Pyramid.of(report.chunks, levels)
 
     async def trace_tokens(self, base: str, tokens: tuple[int, ...], tenant: str = "") -> Values:
         request = TraceTokens(request_id=self._new_id(), tenant=tenant, base=base, tokens=tokens)

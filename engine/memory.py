@@ -25,8 +25,6 @@ from mnemosyne.kernels.rules.rule import MemoryRule
 State = dict[str, Tensor]
 """One layer's tensors of the session state, sessions first; replaced entry by entry as the layer advances."""
 
-NORM_EPSILON = 1e-6
-
 
 class Learned(NamedTuple):
     """What a stretch of whole chunks did, for traces, for training and for opening a chunk."""
@@ -50,9 +48,7 @@ class NeuralMemory(nn.Module):
         self.rule = config.memory.make_rule()
         self.gate_bias = nn.Parameter(self._initial_bias())
         self.gate_weight = nn.Parameter(torch.randn(len(self.gate_bias), d) * 0.1 / d**0.5)
-        self.initial = nn.ParameterList(
-            [nn.Parameter(self.rule.retention.initial(H, out, inn)) for out, inn in config.memory_shapes]
-        )
+        self.initial = nn.ParameterList(map(nn.Parameter, self.rule.initial(H, config.memory_shapes)))
         self.norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.output_gate = Dense(d, d)
         self.output = Dense(d, d)
@@ -72,11 +68,6 @@ class NeuralMemory(nn.Module):
         # Streams are q, k, v; for MAC q, k, q', v: the value is the last.
         self.conv[:, :-d] = self.config.conv**-0.5
         self.conv[-1, -d:] = 1.0
-        if self.config.memory.depth > 1 and self.rule.retention.proportional:
-            # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token
-            # could hardly be written in one step; and a memory that has read nothing should say little.
-            self.initial[0] *= 2.0
-            self.initial[-1] *= 0.1
 
     def _limits(self) -> list[float | None]:
         """Largest theta, eta and alpha; None where the rule has no such gate."""
@@ -128,10 +119,12 @@ class NeuralMemory(nn.Module):
             part = z[..., first : first + c.heads * m.depth].view(B, T, c.heads, m.depth)
             made.append(gate(part.permute(0, 2, 3, 1).contiguous(), top, m.gate_epsilon))
             first += c.heads * m.depth
-        threshold = elementwise.softplus(z[..., first:].transpose(1, 2).contiguous())
         theta, eta, alpha = made
         assert theta is not None
-        return Gates(theta, eta, alpha, threshold if self.rule.bias.threshold else None)
+        threshold = None
+        if self.rule.bias.threshold:
+            threshold = elementwise.softplus(z[..., first:].transpose(1, 2).contiguous())
+        return Gates(theta, eta, alpha, threshold)
 
     def matrices(self, state: State, name: str = "memory") -> list[Tensor]:
         """``memory``, ``momentum`` (none without) or ``segment_memory`` of every memory layer."""

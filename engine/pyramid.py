@@ -49,6 +49,11 @@ class Pyramid:
         level = np.full((POINTS, layers, len(FIELDS)), np.nan, np.float32)
         return cls(chunks, (level,) * LEVELS)
 
+    @staticmethod
+    def shape(layers: int) -> tuple[int, int, int, int]:
+        """Of what ``array`` gives."""
+        return LEVELS, POINTS, layers, len(FIELDS)
+
     @classmethod
     def of(cls, chunks: int, levels: Values) -> Pyramid:
         """What ``array`` gave, `[LEVELS, POINTS, layers, fields]`."""

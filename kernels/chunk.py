@@ -196,27 +196,15 @@ def apply(
     ``x`` `[N, T, in]`; ``start`` M_0, and S_0 where there is momentum, `[N, out, in]` each, and ``shares`` A,
     and F, `[N, T, 1]`; ``G`` `[N, T, L]`; ``a`` `[N, L, in]`; ``delta`` `[N, L, out]`.
     """
-    if not rule.retention.proportional:
-        return _apply_each(x, start, shares, G, a, delta, rule)
-    # No W_t is ever formed: what stood at the start, and attention over the chunk's own stores.
-    z = -torch.bmm(torch.bmm(x, a.transpose(1, 2)) * G, delta)
-    for share, stood in zip(shares, start, strict=True):
-        z = z + share * torch.bmm(x, stood.transpose(1, 2))
-    factor = rule.retention.factor(start[0])
-    return z if factor is None else z * factor
-
-
-def _apply_each(
-    x: Tensor,
-    start: Sequence[Tensor],
-    shares: Sequence[Tensor],
-    G: Tensor,
-    a: Tensor,
-    delta: Tensor,
-    rule: MemoryRule,
-) -> Tensor:
-    """``apply`` for weights that aren't proportional to what is kept: every W_t is formed."""
     N, T, L = G.shape
+    if rule.retention.proportional:
+        # No W_t is ever formed: what stood at the start, and attention over the chunk's own stores.
+        z = -torch.bmm(torch.bmm(x, a.transpose(1, 2)) * G, delta)
+        for share, stood in zip(shares, start, strict=True):
+            z = z + share * torch.bmm(x, stood.transpose(1, 2))
+        factor = rule.retention.factor(start[0])
+        return z if factor is None else z * factor
+    # Every W_t is formed: L times the memory.
     out = delta.shape[2]
     weighted = (G.unsqueeze(-1) * delta.unsqueeze(1)).transpose(2, 3).reshape(N, T * out, L)
     kept = -torch.bmm(weighted, a).view(N, T, out, -1)

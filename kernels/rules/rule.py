@@ -13,6 +13,7 @@ chunk that begins at X_0, with every gradient taken at weights(X_0) and alpha th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,7 +73,7 @@ class Retention:
     """Within a chunk W_t = factor(X_0) X_t, so that reads need no weights of any one token."""
 
     def initial(self, *shape: int) -> Tensor:
-        """X before anything was read, random, `[..., out, in]`: where training begins."""
+        """X of one memory layer before anything was read, random, `[..., out, in]`."""
         return torch.randn(*shape) / shape[-1] ** 0.5
 
     def factor(self, kept: Tensor) -> Tensor | None:
@@ -106,6 +107,17 @@ class MemoryRule:
     bias: AttentionalBias
     retention: Retention
     algorithm: Algorithm
+
+    def initial(self, members: int, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """X of every memory layer of ``shapes`` (out, in) before anything was read, random, `[members, out,
+        in]`: where training begins."""
+        kept = [self.retention.initial(members, out, inn) for out, inn in shapes]
+        if len(kept) > 1 and self.retention.proportional:
+            # Keys have unit norm, so a plain fan-in scale leaves the hidden layer nearly silent and a token
+            # could hardly be written in one step; and a memory that has read nothing should say little.
+            kept[0] *= 2.0
+            kept[-1] *= 0.1
+        return kept
 
     def weights(self, kept: list[Tensor]) -> list[Tensor]:
         """W of every memory layer for its X."""

@@ -17,7 +17,7 @@ PRECISIONS = {torch.float32: "tf32x3", torch.bfloat16: "ieee"}
 are fp32 either way."""
 HEAD_DIMS = (32, 64, 128)
 WIDTHS = (64, 128, 256)
-"""None below 64: Triton 3.6 compiles a read in blocks of 32 hidden units to wrong results."""
+"""None below 64: a read in blocks of 32 hidden units gave wrong results with Triton 3.6; why isn't known."""
 LENGTHS = range(16, 129, 16)
 LARGEST = {torch.float32: 64, torch.bfloat16: 128}
 """head_dim and chunk beyond which a program's shared memory doesn't suffice."""

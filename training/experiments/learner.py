@@ -82,11 +82,8 @@ class Learner(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            start = [rule.retention.initial(members, o, i) for i, o in zip(widths, widths[1:], strict=False)]
-        if depth > 1 and rule.retention.proportional:  # as the engine begins (NeuralMemory)
-            start[0] *= 2.0
-            start[-1] *= 0.1
-        self.initial = nn.ParameterList([nn.Parameter(m) for m in start])
+            start = rule.initial(members, list(zip(widths[1:], widths, strict=False)))
+        self.initial = nn.ParameterList(map(nn.Parameter, start))
         rows = [torch.as_tensor(limit, dtype=torch.float32).expand(members) for limit in limits]
         maxima = torch.stack(rows)
         begins = torch.tensor(list(BEGIN.values()))[:, None] / maxima.clamp(min=1e-9)
