@@ -163,6 +163,29 @@ class Titans(nn.Module):
 
         ``per_token``: the trace has the values of every token too.
         """
+        return self._commit(states, tokens, per_token)[:2]
+
+    @torch.inference_mode()
+    def losses(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Tensor]:
+        """``prefill`` of all ``tokens`` `[B, n chunk + 1]` but the last; besides, the loss of each but the
+        first, given all before it: nats `[B, n chunk]` in fp32."""
+        after, _, x = self._commit(states, tokens[:, :-1])
+        targets = tokens[:, 1:].to(self.device)
+        chunk = self.config.chunk  # a whole row of logits takes as much memory as the vocabulary is large
+        parts = [
+            F.cross_entropy(
+                self.logits(self.norm(x[:, i : i + chunk])).transpose(1, 2),
+                targets[:, i : i + chunk],
+                reduction="none",
+            )
+            for i in range(0, targets.shape[1], chunk)
+        ]
+        return after, torch.cat(parts, 1)
+
+    def _commit(
+        self, states: Sequence[SessionState], tokens: Tensor, per_token: bool = False
+    ) -> tuple[list[SessionState], Trace, Tensor]:
+        """``prefill``, and the last block's output `[B, n chunk, dim]`."""
         layers = self._layers(states)
         places = self._places(states, tokens.shape[1])
         x = self.embed(tokens)
@@ -174,7 +197,7 @@ class Titans(nn.Module):
         trace = summarize(histories, [s.position // self.config.chunk for s in states], per_token)
         positions = [s.position + tokens.shape[1] for s in states]
         pyramids = [s.pyramid.extended(chunks) for s, chunks in zip(states, trace.chunks, strict=True)]
-        return self._states(layers, positions, pyramids), trace
+        return self._states(layers, positions, pyramids), trace, x
 
     @torch.inference_mode()
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
