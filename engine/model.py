@@ -18,7 +18,7 @@ from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, RMSNorm, SwiGLU, dense
 from mnemosyne.engine.memory import State
 from mnemosyne.engine.mixers import MIXERS, Mixer
-from mnemosyne.engine.open_chunk import OpenChunk, group_of
+from mnemosyne.engine.open_chunk import GroupedChunk, OpenChunk, group_of
 from mnemosyne.engine.pyramid import Pyramid
 from mnemosyne.engine.state import GENERATED, SessionState, state_layout
 from mnemosyne.engine.trace import Trace, summarize
@@ -250,8 +250,8 @@ class Titans(nn.Module):
             }
             for cache in group
         ]
-        opened = [
-            OpenChunk(state, state.pending[:n], state.kinds[:n], group, b)
+        opened: list[OpenChunk] = [
+            GroupedChunk(state, state.pending[:n], state.kinds[:n], group, b)
             for b, (state, n) in enumerate(zip(states, prefix, strict=True))
         ]
         return self.logits(self.norm(x)).view(len(states), -1), opened

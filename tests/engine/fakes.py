@@ -75,7 +75,7 @@ class FakeModel:
         return after, Trace(means, np.ones(chunks.shape[:2]), each if per_token else None)
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
-        chunks = [OpenChunk(state, state.pending, state.kinds, [], row) for row, state in enumerate(states)]
+        chunks = [OpenChunk(state, state.pending, state.kinds) for state in states]
         assert all(0 < chunk.length <= CHUNK for chunk in chunks)
         return torch.stack([self._logits(chunk) for chunk in chunks]), chunks
 

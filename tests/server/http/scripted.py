@@ -88,7 +88,7 @@ class ScriptedModel:
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
         self._wait()
-        chunks = [OpenChunk(state, state.pending, state.kinds, [], row) for row, state in enumerate(states)]
+        chunks = [OpenChunk(state, state.pending, state.kinds) for state in states]
         return torch.stack([_logits(chunk) for chunk in chunks]), chunks
 
     def decode(self, chunks: Sequence[OpenChunk], tokens: Tensor) -> Tensor:
