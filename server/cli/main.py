@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from mnemosyne.server.cli.ask import ask
+from mnemosyne.server.cli.eval import app as evaluations
 from mnemosyne.server.cli.ingest import ingest
 from mnemosyne.server.cli.models import models
 from mnemosyne.server.cli.serve import serve
@@ -23,3 +24,4 @@ for command in (serve, models, ingest, ask, sessions, surprise):
     app.command()(command)
 app.command(name="export")(export_session)
 app.command(name="import")(import_session)
+app.add_typer(evaluations, name="eval")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("serve", "models", "ingest", "ask", "sessions", "export", "import")
+COMMANDS = ("serve", "models", "ingest", "ask", "sessions", "export", "import", "eval")
 
 
 def mnemosyne(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -27,8 +27,8 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    half: Sequence[float] | None = None
-    """Half the width of the interval around each y."""
+    half: Sequence[float] | tuple[Sequence[float], Sequence[float]] | None = None
+    """Half the width of the interval around each y, or what of it lies below and what above."""
     joined: bool = True
     """False: points."""
 
