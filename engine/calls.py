@@ -1,5 +1,5 @@
-"""The asyncio side of an engine, whatever carries the messages. Owns the pending calls; knows no socket or
-process."""
+"""The asyncio side of an engine, whatever carries the messages. Owns the pending calls and the names of the
+handles; knows no socket or process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from mnemosyne.engine import errors
 from mnemosyne.engine.errors import EngineError, EngineUnavailable, MnemosyneError
 from mnemosyne.engine.messages import (
+    INITIAL,
     Advance,
     Advanced,
     Cancel,
@@ -56,6 +57,8 @@ class Calls(ABC):
         self._incarnation = 0
         self._ids = itertools.count(1)
         self._pending: dict[str, asyncio.Queue[Event]] = {}
+        self._held: set[str] = set()
+        """Handles that are bound, or that a running request will bind."""
         self._hooks: list[Callable[[], None]] = []
 
     @abstractmethod
@@ -76,8 +79,11 @@ class Calls(ABC):
     def incarnation(self) -> int:
         return self._incarnation
 
-    def on_restart(self, hook: Callable[[], None]) -> None:
+    def on_lost(self, hook: Callable[[], None]) -> None:
         self._hooks.append(hook)
+
+    def holds(self, handle: str) -> bool:
+        return handle == INITIAL or handle in self._held
 
     async def advance(
         self,
@@ -122,11 +128,18 @@ class Calls(ABC):
         return await self._call(Load(request_id=self._new_id(), handle=handle, data=data), Loaded)
 
     def release(self, handle: str) -> None:
+        self._held.discard(handle)
         if self.ready:
             self._send(Release(handle=handle))
 
     async def stats(self) -> dict[str, float]:
         return (await self._call(Stats(request_id=self._new_id()), StatsReport)).values
+
+    async def device_stats(self) -> dict[str, dict[str, float]]:
+        numbers = {"up": float(self.ready), "restarts_total": max(0.0, self._incarnation - 1.0)}
+        if self.ready:
+            numbers |= await self.stats()
+        return {self.info.device: numbers}
 
     async def trace(self, handle: str) -> Pyramid:
         report = await self._call(ReadTrace(request_id=self._new_id(), handle=handle), TraceReport)
@@ -163,21 +176,29 @@ class Calls(ABC):
         Left early, for whatever reason, it cancels the request."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self._pending[request.request_id] = queue
-        running = False
+        result = _result(request)
+        # A handle that is bound already makes the engine refuse the request, and stays bound.
+        binds = result is not None and not self.holds(result)
+        running = bound = False
         try:
             self._send(request)
             running = True
+            if binds and result is not None:
+                self._held.add(result)
             while running:
                 event = await queue.get()
                 running = isinstance(event, Progress | Token)
                 if isinstance(event, Failed):
                     raise named(event)
                 if not isinstance(event, Progress):
+                    bound = not running
                     yield event
                 elif on_progress is not None:
                     on_progress(event)
         finally:
             del self._pending[request.request_id]
+            if binds and not bound and result is not None:
+                self._held.discard(result)
             if running and self.ready:
                 self._send(Cancel(request_id=request.request_id))
 
@@ -187,16 +208,27 @@ class Calls(ABC):
         if queue is not None:
             queue.put_nowait(event)
 
-    def _fail_pending(self, message: str) -> None:
+    def _lose(self, message: str) -> None:
+        """The engine is gone, and with it every handle: fail what is pending, and tell the hooks."""
+        self._held.clear()
         for request_id, queue in self._pending.items():
             queue.put_nowait(Failed(request_id=request_id, error=EngineUnavailable.__name__, message=message))
-
-    def _restarted(self) -> None:
         for hook in self._hooks:
             try:
                 hook()
             except Exception:
-                log.exception("a hook for the engine's restart failed")
+                log.exception("a hook for an engine's end failed")
+
+
+def _result(request: Call | Generate) -> str | None:
+    """The handle that ``request`` will bind."""
+    match request:
+        case Advance() | Generate():
+            return request.result
+        case Load():
+            return request.handle
+        case _:
+            return None
 
 
 def named(failed: Failed) -> MnemosyneError:

@@ -123,7 +123,6 @@ class EngineClient(Calls):
                     break
                 except MnemosyneError as error:
                     reason = error.message
-            self._restarted()
 
     async def _receive_until_end(self, reader: asyncio.StreamReader) -> str:
         """Hand events on until there are no more, and say why."""
@@ -137,11 +136,11 @@ class EngineClient(Calls):
         return "the engine's process ended"
 
     async def _bury(self, reason: str) -> None:
-        """Let go of the connection and the process, and fail whatever was asked of it."""
+        """Let go of the connection and the process, with all that it held and was asked for."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-        self._fail_pending(reason)
+        self._lose(reason)
         await self._reap()
 
     async def _reap(self) -> None:

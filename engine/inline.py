@@ -14,7 +14,7 @@ from mnemosyne.engine.messages import Event, Request
 
 
 class InlineEngine(Calls):
-    """Satisfies ``interface.EngineLike``. It can't die alone, so its hooks are never called."""
+    """Satisfies ``interface.EngineLike``. It can't die alone: its handles are lost when it is closed."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class InlineEngine(Calls):
 
     def _ended(self) -> None:
         self._loop = None
-        self._fail_pending("the engine was closed")
+        self._lose("the engine was closed")
 
     def _send(self, request: Request) -> None:
         if self._loop is None:

@@ -1,8 +1,9 @@
 """What the server may ask of an engine, wherever it runs. Owns the protocol; knows no socket, thread or
 model.
 
-``client.EngineClient`` (a process of its own) and ``inline.InlineEngine`` (a thread of this process) satisfy
-it. All methods belong to the event loop that ``start`` ran on; none may be called from another thread.
+``client.EngineClient`` (a process of its own), ``inline.InlineEngine`` (a thread of this process) and
+``fleet.Fleet`` (several of them as one) satisfy it. All methods belong to the event loop that ``start`` ran
+on; none may be called from another thread.
 
 Handles. The caller makes handles up and must make a new one for each result: a handle is bound once and never
 again (binding a bound one fails with EngineError; ``INITIAL`` is always bound). Requests take effect in the
@@ -30,7 +31,7 @@ class EngineLike(Protocol):
     - ``ContextTooLong`` when one request has more than ``info.max_queued_tokens`` tokens
     - ``RequestError`` for what can't be done (nothing read and an empty prompt: ``param="prompt"``; a token
       id outside the vocabulary)
-    - ``EngineUnavailable`` when the engine is gone or not ready; every handle but ``INITIAL`` is then lost
+    - ``EngineUnavailable`` when the engine is gone or not ready; the handles that it held are then lost
     - ``Cancelled`` when the request that makes the base was cancelled
     - ``SnapshotError`` subclasses from ``load``
     """
@@ -47,14 +48,19 @@ class EngineLike(Protocol):
 
     @property
     def incarnation(self) -> int:
-        """0 before the first start, then 1, and one more at each restart: handles belong to one
-        incarnation."""
+        """0 before the first start, then 1, and one more each time that an engine which died is ready
+        again."""
         ...
 
-    def on_restart(self, hook: Callable[[], None]) -> None:
-        """Call ``hook`` on the event loop each time an engine that died is ready again, with no handles.
+    def on_lost(self, hook: Callable[[], None]) -> None:
+        """Call ``hook`` on the event loop each time handles were lost with an engine that ended: ``holds``
+        tells which.
 
-        Calls that were pending have raised EngineUnavailable before it."""
+        The calls that were pending there fail with EngineUnavailable."""
+        ...
+
+    def holds(self, handle: str) -> bool:
+        """Whether ``handle`` is bound, or a running request will bind it."""
         ...
 
     async def start(self) -> None:
@@ -130,5 +136,11 @@ class EngineLike(Protocol):
         ...
 
     async def stats(self) -> dict[str, float]:
-        """Counters and gauges since this incarnation began; ``engine.counters`` names them."""
+        """Counters and gauges since this incarnation began, over all devices; ``engine.counters`` names
+        them."""
+        ...
+
+    async def device_stats(self) -> dict[str, dict[str, float]]:
+        """The same by device, and of each whether it is ``up`` and its ``restarts_total``; one that is away
+        has no more than these."""
         ...

@@ -54,7 +54,7 @@ class Core:
         self.draining = False
         self.leases_lost = 0
         self._background: set[asyncio.Task[Any]] = set()
-        engine.on_restart(self.residents.forget_all)
+        engine.on_lost(self.residents.forget_lost)
 
     def admit(self) -> None:
         """Raise EngineUnavailable once the service drains."""

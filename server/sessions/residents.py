@@ -60,8 +60,9 @@ class Residents:
         return list(self._by_point.values())
 
     def adopt(self, resident: Resident) -> Resident:
-        """Hold a newly bound state. Where its point is held already, that one is and this handle goes."""
-        if resident.handle == INITIAL:
+        """Hold a newly bound state. Where its point is held already, that one is and this handle goes; one
+        that its engine took along meanwhile isn't held."""
+        if resident.handle == INITIAL or not self._engine.holds(resident.handle):
             return resident
         held = self._by_point.setdefault(resident.point, resident)
         if held is not resident:
@@ -89,9 +90,9 @@ class Residents:
             del self._by_point[resident.point]
             self._engine.release(resident.handle)
 
-    def forget_all(self) -> None:
-        """The engine that held them is gone."""
-        self._by_point.clear()
+    def forget_lost(self) -> None:
+        """An engine is gone: forget the states that it held."""
+        self._by_point = {point: r for point, r in self._by_point.items() if self._engine.holds(r.handle)}
 
     def surplus(self) -> list[Resident]:
         """Those to let go to come back to the capacity, the least recently used first; pinned ones can't

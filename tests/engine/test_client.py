@@ -1,5 +1,5 @@
-"""The asyncio side: the same tests over an engine in a thread and one in a real process, then what only a
-process does."""
+"""The asyncio side: the same tests over an engine in a thread, one in a real process and two behind a fleet,
+then what only a process does."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from mnemosyne.engine.errors import (
     SnapshotCorrupt,
     UnknownHandle,
 )
+from mnemosyne.engine.fleet import Fleet
 from mnemosyne.engine.inline import InlineEngine
 from mnemosyne.engine.interface import EngineLike
 from mnemosyne.engine.messages import INITIAL, MAX_TRACED_TOKENS, Finished, Progress, Sampling, Token
@@ -44,9 +45,17 @@ def ids(count: int) -> tuple[int, ...]:
     return tuple(i * 7 % 39 for i in range(count))
 
 
-@pytest_asyncio.fixture(params=["inline", "process"])
+def made_as(kind: str) -> EngineLike:
+    if kind == "inline":
+        return InlineEngine(fake_engine())
+    if kind == "process":
+        return EngineClient(command())
+    return Fleet({name: InlineEngine(fake_engine()) for name in ("cpu#0", "cpu#1")})
+
+
+@pytest_asyncio.fixture(params=["inline", "process", "fleet"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[EngineLike]:
-    made: EngineLike = InlineEngine(fake_engine()) if request.param == "inline" else EngineClient(command())
+    made = made_as(request.param)
     with pytest.raises(EngineUnavailable):
         await made.stats()
     with pytest.raises(EngineUnavailable):
@@ -79,6 +88,7 @@ async def until(condition: object, seconds: float = 20.0) -> None:
 async def test_everything_once(engine: EngineLike) -> None:
     assert engine.info.max_queued_tokens > 0 and engine.info.model_fingerprint == INFO.model_fingerprint
     assert (engine.ready, engine.incarnation) == (True, 1)
+    beginnings = await handles(engine)
     progress: list[Progress] = []
     done = await engine.advance(INITIAL, "a", ids(103), tenant="t", on_progress=progress.append)
     assert (done.position, done.tokens_seen) == (100, 103)
@@ -98,9 +108,37 @@ async def test_everything_once(engine: EngineLike) -> None:
     )
     assert one.tokens == two.tokens
     stats = await engine.stats()
-    assert stats["tokens_generated_total"] == 27 and stats["handles"] == 4
+    assert stats["tokens_generated_total"] == 27 and stats["handles"] == beginnings + 3
     engine.release("c")
-    assert (await engine.stats())["handles"] == 3
+    assert await handles(engine) == beginnings + 2
+    by_device = await engine.device_stats()
+    assert sum(numbers["handles"] for numbers in by_device.values()) == beginnings + 2
+    assert all(numbers["up"] == 1 and numbers["restarts_total"] == 0 for numbers in by_device.values())
+
+
+async def handles(engine: EngineLike) -> float:
+    return (await engine.stats())["handles"]
+
+
+async def test_it_knows_which_handles_it_holds(engine: EngineLike) -> None:
+    assert engine.holds(INITIAL) and not engine.holds("a")
+    reading = asyncio.create_task(engine.advance(INITIAL, "a", ids(30)))
+    await asyncio.sleep(0)
+    assert engine.holds("a"), "it will be bound"
+    await reading
+    await engine.load("b", await engine.export("a"))
+    assert engine.holds("a") and engine.holds("b")
+    with pytest.raises(EngineError, match="bound already"):
+        await engine.advance("b", "a", ids(3))
+    assert engine.holds("a")
+    with pytest.raises(NotFinite):
+        await engine.advance("a", "c", (POISON,) * 9)
+    stream = engine.generate("a", "d", ids(3), Sampling(max_tokens=10**9))
+    await anext(stream)
+    await stream.aclose()
+    engine.release("a")
+    assert [handle for handle in "abcd" if engine.holds(handle)] == ["b"]
+    assert await handles(engine) == len(await engine.device_stats()) + 1, "nothing is kept by the way"
 
 
 async def test_what_was_read_can_be_traced(engine: EngineLike) -> None:
@@ -116,7 +154,7 @@ async def test_what_was_read_can_be_traced(engine: EngineLike) -> None:
     values = await engine.trace_tokens("a", (9, 1, 2, 3, 4), tenant="t")
     assert values.shape == (5, 1, 2) and values[:, 0, 0].tolist() == [9, 1, 2, 3, 4]
     assert (await engine.trace("a")).array().tobytes() == pyramid.array().tobytes(), "nothing was learned"
-    assert (await engine.stats())["handles"] == 2
+    assert await handles(engine) == len(await engine.device_stats()) + 1
 
 
 async def test_failures_are_raised_as_what_they_are(engine: EngineLike) -> None:
@@ -226,9 +264,10 @@ async def test_a_closed_engine_fails_what_was_pending() -> None:
 async def test_sigkill_amid_ingest_fails_the_calls_and_the_engine_comes_back() -> None:
     engine = EngineClient(command("--slow", "0.02"), first_delay=0.05)
     await engine.start()
-    restarts: list[int] = []
-    engine.on_restart(lambda: restarts.append(engine.incarnation))
+    losses: list[tuple[int, bool, bool]] = []
+    engine.on_lost(lambda: losses.append((engine.incarnation, engine.holds("kept"), engine.holds(INITIAL))))
     await engine.advance(INITIAL, "kept", ids(9))
+    assert engine.holds("kept")
     progress: list[Progress] = []
     reading = asyncio.create_task(engine.advance(INITIAL, "a", ids(200_000), on_progress=progress.append))
     answering = asyncio.create_task(finish(engine, INITIAL, None, ids(3), Sampling(max_tokens=10**9)))
@@ -242,7 +281,7 @@ async def test_sigkill_amid_ingest_fails_the_calls_and_the_engine_comes_back() -
     with pytest.raises(EngineUnavailable):
         await engine.advance(INITIAL, "b", ids(9))
     await until(lambda: engine.ready)
-    await until(lambda: restarts == [2])
+    assert losses == [(1, False, True)] and engine.incarnation == 2
     with pytest.raises(UnknownHandle):
         await engine.export("kept")
     assert (await engine.advance(INITIAL, "kept", ids(9))).tokens_seen == 9
