@@ -1,5 +1,5 @@
 """Where requests come in and answers go out. Owns the handles, the accepted requests and their events; knows
-no model and doesn't decide what is computed when.
+no model and doesn't decide what is computed when, nor where states are.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mnemosyne.engine.errors import (
     RequestError,
     UnknownHandle,
 )
+from mnemosyne.engine.holdings import Holdings, Running
 from mnemosyne.engine.jobs import Job, Slot, Work
 from mnemosyne.engine.messages import (
     INITIAL,
@@ -38,12 +39,21 @@ class Desk:
     """Requests from acceptance to their end. Whoever ends one calls ``finish`` or ``fail``, exactly once."""
 
     def __init__(
-        self, initial: SessionState, scheduler: Scheduler, counters: Counters, vocab_size: int
+        self,
+        initial: SessionState,
+        holdings: Holdings,
+        scheduler: Scheduler,
+        counters: Counters,
+        vocab_size: int,
     ) -> None:
         self.jobs: dict[str, Job] = {}
-        self._slots: dict[str, Slot] = {INITIAL: Slot(state=initial)}
+        first = Slot()
+        # Every state that has committed nothing shares these tensors.
+        first.bind(initial, holdings.hold(initial.tensors, fixed=True))
+        self._slots: dict[str, Slot] = {INITIAL: first}
         self._unblocked: deque[Job] = deque()
         self._events: list[Event] = []
+        self._holdings = holdings
         self._scheduler = scheduler
         self._counters = counters
         self._vocab_size = vocab_size
@@ -71,6 +81,11 @@ class Desk:
             else:
                 yield job
 
+    @property
+    def unblocked(self) -> bool:
+        """``ready`` would yield or fail something."""
+        return bool(self._unblocked)
+
     def say(self, event: Event) -> None:
         self._events.append(event)
 
@@ -85,7 +100,7 @@ class Desk:
         self._counters.add("requests_finished_total")
         self._forget(job)
         if job.result is not None:
-            job.result.state = state
+            job.result.bind(state, self._holdings.hold(state.tensors))
             self._unblock(job.result)
 
     def fail(self, job: Job, error: MnemosyneError) -> None:
@@ -112,6 +127,10 @@ class Desk:
         if handle != INITIAL:
             self._slots.pop(handle, None)
 
+    def running(self) -> list[Running]:
+        """What the requests under way keep on the device."""
+        return [job.running for job in self.jobs.values() if job.admitted]
+
     def gauges(self) -> dict[str, float]:
         states = [slot.state for slot in self._slots.values() if slot.state is not None]
         # A state that several handles share is held once.
@@ -125,6 +144,7 @@ class Desk:
             "queued_tokens": self._scheduler.queued_tokens,
             "handles": len(self._slots),
             "state_bytes": sum(held.values()),
+            **self._holdings.gauges(),
         }
 
     def _accept(self, request: Work) -> None:
@@ -134,6 +154,8 @@ class Desk:
         target = _target(request)
         if target is not None and target in self._slots:
             raise EngineError(f"handle {target!r} is bound already; a result needs a new one")
+        if target is not None:
+            self._holdings.admit(sum(job.result is not None for job in self.jobs.values()))
         job = Job(request=request, base=base, result=None if target is None else Slot())
         if isinstance(request, Advance):
             self._check_tokens(request.tokens, "tokens")
@@ -156,6 +178,8 @@ class Desk:
         self.jobs[job.id] = job
         if target is not None and job.result is not None:
             self._slots[target] = job.result
+        if base is not None and base.held is not None:
+            self._holdings.use(base.held)
         if base is None or base.settled:
             self._unblocked.append(job)
         else:

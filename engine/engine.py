@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-import numpy as np
 import torch
 
 from mnemosyne.engine.advance import split
+from mnemosyne.engine.arrivals import Arrivals
+from mnemosyne.engine.copies import Copier, copier_for
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.desk import Desk
-from mnemosyne.engine.errors import EngineError, MnemosyneError, RequestError
+from mnemosyne.engine.errors import MnemosyneError, RequestError
+from mnemosyne.engine.holdings import Holdings, tensor_bytes
+from mnemosyne.engine.ingest import Ingest
 from mnemosyne.engine.jobs import Job
 from mnemosyne.engine.messages import (
     Advance,
@@ -23,34 +26,31 @@ from mnemosyne.engine.messages import (
     Cancel,
     EngineInfo,
     Event,
-    Exported,
+    Export,
     Finished,
     FinishReason,
     Generate,
-    Load,
-    Loaded,
-    Progress,
     ReadTrace,
     Release,
     Request,
     Stats,
     StatsReport,
     Token,
-    TokenTrace,
-    TraceReport,
     TraceTokens,
 )
-from mnemosyne.engine.pyramid import Pyramid
+from mnemosyne.engine.relief import Relief
 from mnemosyne.engine.runner import Committed, Decoding, Logits, Model, Runner
 from mnemosyne.engine.scheduler import Limits, Scheduler
 from mnemosyne.engine.state import GENERATED, SessionState
+from mnemosyne.engine.tiers import Budgets
+from mnemosyne.engine.transfers import Transfers
 
 
 class Engine:
     """``accept`` requests, call ``step`` until ``idle``; both give events, each request's in order.
 
     ``dump`` and ``load`` turn a state into bytes and back (Export and Load); ``load`` checks what it is
-    given."""
+    given. ``budgets``: None for a device that has one memory with the host."""
 
     def __init__(
         self,
@@ -59,21 +59,44 @@ class Engine:
         limits: Limits,
         dump: Callable[[SessionState], bytes],
         load: Callable[[bytes], SessionState],
+        budgets: Budgets | None = None,
+        copier: Copier | None = None,
     ) -> None:
-        self.info = dataclasses.replace(info, max_queued_tokens=limits.max_queued_tokens)
-        self._chunk = model.config.chunk
+        initial, chunk = model.initial_state(), model.config.chunk
+        nbytes = tensor_bytes(initial.tensors)
+        copier = copier or copier_for(next(iter(initial.tensors.values())).device)
+        self.info = dataclasses.replace(
+            info,
+            max_queued_tokens=limits.max_queued_tokens,
+            room_bytes=None if budgets is None else budgets.device + budgets.host,
+        )
+        self._chunk = chunk
         self._runner = Runner(model)
-        self._scheduler = Scheduler(limits, self._chunk)
+        self._scheduler = Scheduler(limits, chunk)
         self._counters = Counters()
-        self._desk = Desk(model.initial_state(), self._scheduler, self._counters, model.config.vocab_size)
-        self._transfers: deque[Job] = deque()
-        self._dump = dump
-        self._load = load
+        self._holdings = Holdings(nbytes, self._counters, budgets, copier)
+        self._desk = Desk(initial, self._holdings, self._scheduler, self._counters, model.config.vocab_size)
+        self._relief = Relief(self._holdings, self._desk, self._counters)
+        self._arrivals = Arrivals(self._holdings, self._desk, self._relief, nbytes, chunk)
+        self._transfers = Transfers(self._desk, self._relief, self._counters, dump, load)
+        self._ingest = Ingest(
+            self._desk,
+            self._scheduler,
+            self._runner,
+            self._holdings,
+            self._relief,
+            self._counters,
+            self._has_read,
+        )
 
     @property
     def idle(self) -> bool:
-        """A step would compute nothing."""
-        return self._scheduler.idle and not self._transfers
+        """A step would do nothing."""
+        return not (self._computes or self._arrivals)
+
+    @property
+    def _computes(self) -> bool:
+        return not self._scheduler.idle or bool(self._transfers)
 
     def accept(self, request: Request) -> list[Event]:
         """Take a request. A refused one is answered by Failed at once, and changes nothing."""
@@ -93,14 +116,18 @@ class Engine:
     def step(self) -> list[Event]:
         """One transfer, then one batch of ingest, then a token of each session that decodes.
 
-        In this order, so that a prompt that is read to its end has its first token in the same step."""
+        In this order, so that a prompt that is read to its end has its first token in the same step. Where
+        there is nothing to compute until a state has come, it waits for that."""
         if self.idle:
             return []
+        if not self._computes:
+            self._holdings.wait()
+            self._start_ready()
+            return self._desk.events()
         began = time.perf_counter()
         with torch.inference_mode():
-            if self._transfers:
-                self._transfer(self._transfers.popleft())
-            self._ingest()
+            self._transfers.next()
+            self._ingest.step()
             self._start_ready()
             self._decode()
             self._start_ready()
@@ -109,17 +136,27 @@ class Engine:
         return self._desk.events()
 
     def _start_ready(self) -> None:
-        for job in self._desk.ready():
-            try:
-                self._start(job)
-            except MnemosyneError as error:
-                self._desk.fail(job, error)
+        self._holdings.poll()
+        started = True
+        while started or self._desk.unblocked:  # who ends as it starts lets others start
+            for job in self._desk.ready():
+                if isinstance(job.request, Export | ReadTrace):
+                    self._transfers.add(job)  # it reads its state wherever that is
+                else:
+                    self._arrivals.add(job)
+            jobs = self._arrivals.take()
+            started = bool(jobs)
+            for job in jobs:
+                try:
+                    self._start(job)
+                except MnemosyneError as error:
+                    self._desk.fail(job, error)
 
     def _start(self, job: Job) -> None:
-        """The request's base is there: put it where a step finds it."""
+        """The request's base is on the device: put the request where a step finds it."""
         request = job.request
         if not isinstance(request, Advance | Generate | TraceTokens):
-            self._transfers.append(job)
+            self._transfers.add(job)
             return
         assert job.base is not None and job.base.state is not None
         state, job.base = job.base.state, None
@@ -152,52 +189,6 @@ class Engine:
         job.state, job.whole = state, state.pending + tokens
         self._scheduler.to_ingest(job.id, len(job.whole) // self._chunk)
 
-    def _ingest(self) -> None:
-        names, chunks = self._scheduler.next_ingest()
-        if not names:
-            return
-        began = time.perf_counter()
-        size = chunks * self._chunk
-        jobs = [self._desk.jobs[name] for name in names]
-        states = [job.state for job in jobs if job.state is not None]
-        ids = [job.whole[job.read : job.read + size] for job in jobs]
-        per_token = any(isinstance(job.request, TraceTokens) for job in jobs)
-        outcomes = self._runner.commit(states, ids, per_token)
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            self._scheduler.ingested(job.id, chunks)
-            if isinstance(outcome, MnemosyneError):
-                self._desk.fail(job, outcome)
-                continue
-            job.state = outcome.state
-            job.read += size
-            self._counters.add("tokens_ingested_total", size)
-            if isinstance(job.request, TraceTokens):
-                self._trace(job, job.request, outcome)
-                continue
-            self._report(job, outcome)
-            if job.read == len(job.whole):
-                self._has_read(job, outcome.state)
-        seconds = time.perf_counter() - began
-        self._counters.add("ingest_seconds_total", seconds)
-        self._scheduler.observe(size * len(jobs), seconds)
-
-    def _trace(self, job: Job, request: TraceTokens, committed: Committed) -> None:
-        assert committed.tokens is not None
-        job.traced.append(committed.tokens)
-        if job.read < len(job.whole):
-            return
-        # What was pending in the base comes before the tokens that were asked for.
-        values = np.concatenate(job.traced)[-len(request.tokens) :]
-        data = values.astype("<f4").tobytes()
-        done = TokenTrace(request_id=job.id, layers=values.shape[1], data=data)
-        self._desk.finish(job, committed.state, done)
-
-    def _report(self, job: Job, committed: Committed) -> None:
-        for chunk in committed.trace:
-            self._counters.add("chunks_written_total" if chunk.written > 0 else "chunks_skipped_total")
-        done = max(0, committed.state.position - job.start)
-        self._desk.say(Progress(request_id=job.id, tokens_done=done, trace=committed.trace))
-
     def _has_read(self, job: Job, state: SessionState) -> None:
         """All whole chunks are committed: an advance is done, an answer begins."""
         state = dataclasses.replace(state, pending=job.rest, kinds=job.rest_kinds)
@@ -214,23 +205,46 @@ class Engine:
         self._desk.finish(job, state, done)
 
     def _decode(self) -> None:
-        jobs = [self._desk.jobs[name] for name in self._scheduler.next_decode()]
+        jobs = self._who_decodes()
         if not jobs:
             return
         began = time.perf_counter()
         rows = [job.decoding for job in jobs if job.decoding is not None]
-        for job, row, outcome in zip(jobs, rows, self._runner.decode(rows), strict=True):
+        reason = None
+        try:
+            outcomes = self._runner.decode(rows)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        if reason is not None:
+            self._relief.ran_out(jobs, partial(self._scheduler.decode_too_large, len(jobs)), reason)
+            return
+        self._scheduler.decode_fitted()
+        for job, row, outcome in zip(jobs, rows, outcomes, strict=True):
             self._scheduler.decoded(job.id)
             try:
                 if row.trace:
                     self._counters.add("tokens_recommitted_total", self._chunk)
-                    self._report(job, Committed(row.state, tuple(row.trace)))
+                    self._ingest.report(job, Committed(row.state, tuple(row.trace)))
+                    row.trace = []
                 if isinstance(outcome, MnemosyneError):
                     raise outcome
                 self._emit(job, row, outcome)
             except MnemosyneError as error:
                 self._desk.fail(job, error)
         self._counters.add("decode_seconds_total", time.perf_counter() - began)
+
+    def _who_decodes(self) -> list[Job]:
+        """Of those whose turn it is, the ones whose new states the device has room for: a chunk that is full
+        is committed before its session's next token."""
+        jobs = [self._desk.jobs[name] for name in self._scheduler.next_decode()]
+        full = [job for job in jobs if job.decoding is not None and self._runner.commits_next(job.decoding)]
+        running = self._desk.running()
+        free = max(1, self._holdings.free(running))
+        if len(full) <= free:
+            return jobs
+        self._holdings.make_room(len(full), running)
+        later = set(full[free:])
+        return [job for job in jobs if job not in later]
 
     def _emit(self, job: Job, row: Decoding, logits: Logits) -> None:
         assert isinstance(job.request, Generate) and job.sampler is not None
@@ -261,44 +275,13 @@ class Engine:
         if row.next is not None and job.result is not None:
             whole, rest, kinds = split(state, (row.next,), bytes([GENERATED]), self._chunk)
             if whole:
-                outcome = self._runner.commit([state], [whole])[0]
+                outcome = self._relief.alone(lambda: self._runner.commit([state], [whole]), job)[0]
                 if isinstance(outcome, MnemosyneError):
                     raise outcome
                 self._counters.add("tokens_recommitted_total", self._chunk)
-                self._report(job, outcome)
+                self._ingest.report(job, outcome)
                 state = outcome.state
             state = dataclasses.replace(state, pending=rest, kinds=kinds)
         tokens = tuple(job.emitted)
         done = Finished(request_id=job.id, reason=reason, tokens=tokens, tokens_seen=seen)
         self._desk.finish(job, state, done)
-
-    def _transfer(self, job: Job) -> None:
-        if job.id not in self._desk.jobs:
-            return
-        began = time.perf_counter()
-        try:
-            if isinstance(job.request, Load):
-                state = self._load(job.request.data)
-                seen = state.tokens_seen
-                loaded = Loaded(request_id=job.id, position=state.position, tokens_seen=seen)
-                self._desk.finish(job, state, loaded)
-            else:
-                assert job.base is not None and job.base.state is not None
-                state = job.base.state
-                if isinstance(job.request, ReadTrace):
-                    self._desk.finish(job, state, _told(job.id, state.pyramid))
-                else:
-                    self._desk.finish(job, state, Exported(request_id=job.id, data=self._dump(state)))
-        except MnemosyneError as error:
-            self._desk.fail(job, error)
-        except Exception as error:
-            self._desk.fail(
-                job, EngineError(f"a state couldn't be transferred: {type(error).__name__}: {error}")
-            )
-        self._counters.add("transfer_seconds_total", time.perf_counter() - began)
-
-
-def _told(request_id: str, pyramid: Pyramid) -> TraceReport:
-    levels = pyramid.array()
-    data = levels.astype("<f4").tobytes()
-    return TraceReport(request_id=request_id, chunks=pyramid.chunks, layers=levels.shape[2], data=data)

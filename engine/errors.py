@@ -7,6 +7,8 @@ MnemosyneError
 │   └── ContextTooLong        one request is longer than a request may be
 ├── CapacityError             nothing is wrong, there is no room now; retry later
 │   ├── QueueFull             too much work is queued
+│   ├── StatesFull            the engine holds as many states as it has room for
+│   ├── DeviceFull            the device's memory isn't enough for this session's step now
 │   └── QuotaExceeded         this tenant's limit is reached
 ├── SessionError
 │   ├── SessionNotFound       unknown, erased, or another tenant's: the caller can't tell which
@@ -71,6 +73,12 @@ class CapacityError(MnemosyneError):
 
 
 class QueueFull(CapacityError): ...
+
+
+class StatesFull(CapacityError): ...
+
+
+class DeviceFull(CapacityError): ...
 
 
 class QuotaExceeded(CapacityError): ...

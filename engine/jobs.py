@@ -6,9 +6,11 @@ for it.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from mnemosyne.engine.errors import MnemosyneError
+from mnemosyne.engine.holdings import Held, Running
 from mnemosyne.engine.messages import Advance, Export, Generate, Load, ReadTrace, TraceTokens
 from mnemosyne.engine.pyramid import Values
 from mnemosyne.engine.runner import Decoding
@@ -24,13 +26,26 @@ class Slot:
     """A place for a state: empty, then bound or failed, once. Outlives its handle while requests refer to
     it."""
 
-    state: SessionState | None = None
+    held: Held | None = None
     error: MnemosyneError | None = None
     waiting: list[Job] = field(default_factory=list)
+    _rest: SessionState | None = None
+    """The state without its tensors, which change when it moves to another tier."""
+
+    def bind(self, state: SessionState, held: Held) -> None:
+        """``held`` is of the state's tensors."""
+        self.held, self._rest = held, dataclasses.replace(state, tensors={})
+
+    @property
+    def state(self) -> SessionState | None:
+        """As it is now, wherever its tensors are."""
+        if self.held is None or self._rest is None:
+            return None
+        return dataclasses.replace(self._rest, tensors=self.held.tensors)
 
     @property
     def settled(self) -> bool:
-        return self.state is not None or self.error is not None
+        return self.held is not None or self.error is not None
 
 
 @dataclass(eq=False)
@@ -42,6 +57,10 @@ class Job:
     """Let go once the request has begun."""
     result: Slot | None
     sampler: Sampler | None = None
+    admitted: bool = False
+    """It has its place on the device."""
+    reserve: int = 0
+    """Bytes on the device of the state that it will make and hasn't yet."""
     start: int = 0
     """Tokens that the base had seen."""
     state: SessionState | None = None
@@ -60,3 +79,13 @@ class Job:
     @property
     def id(self) -> str:
         return self.request.request_id
+
+    @property
+    def running(self) -> Running:
+        """What it keeps on the device."""
+        if self.decoding is not None:
+            return Running(self.decoding.state.tensors, self.reserve)
+        if self.state is not None:
+            return Running(self.state.tensors, self.reserve)
+        held = self.base.held if self.base is not None else None
+        return Running(held.tensors if held is not None else None, self.reserve)

@@ -266,3 +266,5 @@ class EngineInfo:
     state_bytes: int
     """Of any session's state, tensors and pyramid."""
     max_queued_tokens: int
+    room_bytes: int | None = None
+    """Bytes of states that it holds at most, in all tiers; None: as many as the server wants."""

@@ -2,7 +2,8 @@
 
 A row that fails (a number that isn't finite, an exception) fails alone: a batch that raised is run again row
 by row. That is safe because states never change in place, and open chunks can be rebuilt from their state at
-any time.
+any time. For the same reasons torch.OutOfMemoryError, which comes through, leaves all as it was: the same
+rows, or fewer of them, can be run again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Decoding:
     """The token emitted last, not yet part of ``state``."""
     open: OpenChunk | None = None
     trace: list[ChunkTrace] = field(default_factory=list)
-    """Chunks committed by the last step."""
+    """Chunks committed since the caller last took them."""
 
 
 class Runner:
@@ -77,7 +78,7 @@ class Runner:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._chunk = model.config.chunk
+        self.chunk = model.config.chunk
         self._device = next(iter(model.initial_state().tensors.values())).device
 
     def commit(
@@ -95,14 +96,13 @@ class Runner:
         """Take each row's ``next`` in, where there is one, and give the logits [vocab] after its last
         token."""
         failed: dict[Decoding, MnemosyneError] = {}
-        for row in rows:
-            row.trace = []
-        full = [row for row in rows if row.next is not None and len(row.state.pending) == self._chunk]
+        full = [row for row in rows if self.commits_next(row)]
         for row, outcome in zip(full, self._commit_full(full), strict=True):
             if isinstance(outcome, MnemosyneError):
                 failed[row] = outcome
         logits: dict[Decoding, Logits] = {}
-        going = [row for row in rows if row.open is not None and row not in failed]
+        # One that has taken its token in already did so in a step that ran out of memory after it.
+        going = [row for row in rows if row.open is not None and row.next is not None and row not in failed]
         logits.update(zip(going, self._extend(going), strict=False))
         fresh = [row for row in rows if row not in failed and row not in logits]
         for row, answer in zip(fresh, _isolate(fresh, self._open), strict=True):
@@ -111,6 +111,10 @@ class Runner:
             else:
                 logits[row] = answer
         return [failed[row] if row in failed else logits[row] for row in rows]
+
+    def commits_next(self, row: Decoding) -> bool:
+        """Whether the row's chunk is full, so that its next step makes a new state."""
+        return row.next is not None and len(row.state.pending) == self.chunk
 
     def _commit(
         self, rows: Sequence[tuple[SessionState, tuple[int, ...]]], per_token: bool
@@ -129,7 +133,7 @@ class Runner:
                 )
                 continue
             chunks = tuple(
-                _told(old.position + (k + 1) * self._chunk, values, written)
+                _told(old.position + (k + 1) * self.chunk, values, written)
                 for k, (values, written) in enumerate(
                     zip(means[i].tolist(), trace.written[i].tolist(), strict=True)
                 )
@@ -159,6 +163,10 @@ class Runner:
         tokens = torch.tensor([row.next for row in rows], dtype=torch.long, device=self._device)
         try:
             logits = _rows(self._model.decode(chunks, tokens))
+        except torch.OutOfMemoryError:
+            for row in rows:
+                row.open = None
+            raise
         except Exception:
             log.exception("decoding %d sessions failed; they are opened again one by one", len(rows))
             for row in rows:
@@ -170,8 +178,8 @@ class Runner:
 
     def _open(self, rows: Sequence[Decoding]) -> list[Logits | MnemosyneError]:
         for row in rows:
-            if row.next is not None:
-                _take_next(row)
+            row.open = None
+            _take_next(row)
         logits, chunks = self._model.open_chunk([row.state for row in rows])
         for row, chunk in zip(rows, chunks, strict=True):
             row.open = chunk
@@ -219,6 +227,8 @@ def _isolate(
         return []
     try:
         return run(rows)
+    except torch.OutOfMemoryError:
+        raise
     except MnemosyneError as error:
         if len(rows) == 1:
             return [error]

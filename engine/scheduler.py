@@ -9,9 +9,11 @@ wait, more while none do, and always at least one chunk, so that neither can sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from itertools import islice
 
+from mnemosyne.engine.cap import Cap
 from mnemosyne.engine.errors import ContextTooLong, QueueFull
 from mnemosyne.engine.fairness import FairQueue
 
@@ -22,7 +24,7 @@ class Limits:
 
     max_requests: int = 256
     """Unfinished requests, waiting and running."""
-    max_queued_tokens: int = 1 << 18
+    max_queued_tokens: int = 1 << 20
     """Tokens of unfinished requests that aren't read yet; also the most that one request may bring."""
     max_decode_batch: int = 64
     """Sessions that decode in one step."""
@@ -38,6 +40,22 @@ class Limits:
     decode_pause_seconds: float = 0.04
     """How long the ingest of a step should hold up those who decode."""
 
+    @classmethod
+    def for_device(cls, kind: str, max_queued_tokens: int | None = None) -> Limits:
+        """What suits a kind of device (torch's name for it): a GPU is at its best with far more at once."""
+        limits = cls()
+        if kind == "cuda":
+            limits = cls(
+                max_requests=1024,
+                max_queued_tokens=1 << 21,
+                max_decode_batch=256,
+                max_ingest_batch=64,
+                max_ingest_tokens=1 << 17,
+                max_super_chunk=2048,
+                step_seconds=1.0,
+            )
+        return limits if max_queued_tokens is None else replace(limits, max_queued_tokens=max_queued_tokens)
+
 
 class Scheduler:
     """Requests between their acceptance and their end, in one of three places: waiting, ingest, decode."""
@@ -51,6 +69,8 @@ class Scheduler:
         self._queued: dict[str, int] = {}
         self._chunks_left: dict[str, int] = {}
         self._seconds_per_token: float | None = None
+        self._most_chunks = Cap(max(1, limits.max_ingest_tokens // chunk))
+        self._most_decodes = Cap(limits.max_decode_batch)
 
     @property
     def requests(self) -> int:
@@ -126,15 +146,35 @@ class Scheduler:
         cost = seconds / tokens
         known = self._seconds_per_token
         self._seconds_per_token = cost if known is None else 0.7 * known + 0.3 * cost
+        self._most_chunks.succeeded()
+
+    def decode_fitted(self) -> None:
+        """A step's decode ran with the memory that there is."""
+        self._most_decodes.succeeded()
+
+    def ingest_too_large(self, chunks: int) -> bool:
+        """The device hasn't the memory for ``chunks`` over all sessions of a step; False where no step is
+        smaller."""
+        if chunks > 1:
+            self._most_chunks.failed(chunks)
+        return chunks > 1
+
+    def decode_too_large(self, sessions: int) -> bool:
+        """The device hasn't the memory for ``sessions`` that decode in one step; False where no step is
+        smaller."""
+        if sessions > 1:
+            self._most_decodes.failed(sessions)
+        return sessions > 1
 
     def next_decode(self) -> tuple[str, ...]:
         """Who emits one token now, in the order of acceptance: a batch that stays the same needs no
         copying."""
-        chosen = set(islice(self._decode.order(1), self.limits.max_decode_batch))
+        chosen = set(islice(self._decode.order(1), self._most_decodes.value))
         return tuple(item for item in self._tenant if item in chosen)
 
-    def next_ingest(self) -> tuple[tuple[str, ...], int]:
-        """Who commits chunks now, and how many each; the batch that uses most of the budget.
+    def next_ingest(self, sessions: int | None = None) -> tuple[tuple[str, ...], int]:
+        """Who commits chunks now, and how many each; the batch that uses most of the budget. ``sessions``: at
+        most so many, at least one.
 
         Whoever is first in the order is in it. Among equals the batch with the most sessions. A session whose
         rest is shorter than the others' waits for its turn to be first: it makes one step small, not every
@@ -143,15 +183,28 @@ class Scheduler:
         if first is None:
             return (), 0
         budget = self._budget()
+        most = (
+            self.limits.max_ingest_batch if sessions is None else min(sessions, self.limits.max_ingest_batch)
+        )
+        longest = min(budget, self.limits.max_super_chunk, self._chunks_left[first])
+        rests = sorted(self._chunks_left.values())
         best: list[str] = []
         best_chunks = 0
-        for chunks in range(1, min(budget, self.limits.max_super_chunk, self._chunks_left[first]) + 1):
-            room = min(budget // chunks, self.limits.max_ingest_batch)
+        for chunks in self._lengths(budget, most, longest, rests):
+            room = min(budget // chunks, max(1, most))
+            if min(room, len(rests) - bisect_left(rests, chunks)) * chunks <= len(best) * best_chunks:
+                continue
             order = self._ingest.order(chunks * self._chunk, level=True)
             batch = list(islice((item for item in order if self._chunks_left[item] >= chunks), room))
             if len(batch) * chunks > len(best) * best_chunks:
                 best, best_chunks = batch, chunks
         return tuple(best), best_chunks
+
+    def _lengths(self, budget: int, most: int, longest: int, rests: list[int]) -> list[int]:
+        """Chunks per session that are worth a look, rising: what a number of sessions leaves to each, and
+        where someone's rest ends. In between a batch would only be smaller."""
+        shares = {budget // count for count in range(1, max(1, most) + 1)}
+        return sorted(n for n in {*shares, *rests, longest} if 1 <= n <= longest)
 
     def _budget(self) -> int:
         """Chunks that this step may ingest over all sessions."""
@@ -159,8 +212,8 @@ class Scheduler:
             return 1
         limits = self.limits
         seconds = limits.decode_pause_seconds if len(self._decode) else limits.step_seconds
-        tokens = min(seconds / self._seconds_per_token, float(limits.max_ingest_tokens))
-        return max(1, int(tokens) // self._chunk)
+        chunks = int(seconds / self._seconds_per_token) // self._chunk
+        return max(1, min(chunks, self._most_chunks.value))
 
     def _leave(self, item: str) -> None:
         self._ingest.remove(item)
