@@ -79,10 +79,12 @@ def read(
 
 
 def forget(model: Titans, state: SessionState) -> SessionState:
-    """The state with memory and momentum as at the start of a session: the control."""
+    """The state with memory and momentum as at the start of a session, a MAC's of its segment too: the
+    control."""
     initial = model.initial_state().tensors
     tensors = {
-        n: initial[n] if n.startswith(("memory.", "momentum.")) else t for n, t in state.tensors.items()
+        n: initial[n] if n.startswith(("memory.", "momentum.", "segment_memory.")) else t
+        for n, t in state.tensors.items()
     }
     return SessionState(state.position, tensors, state.pending, state.kinds)
 

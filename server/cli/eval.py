@@ -11,7 +11,7 @@ import contextlib
 import json as json_module
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,6 +129,49 @@ def babilong(
         raise typer.Exit(1)
 
 
+@app.command()
+def perplexity(
+    books: Books,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            file_okay=False, help="Folder of a model, given once or more; the shipped one if not set."
+        ),
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(help="Tokens of a stream: 64k, 1M; what the books have, up to 1M, if not set."),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option(min=1, help="Stretches of the books read side by side, at most.")
+    ] = 8,
+    out: Out = Path("build/perplexity"),
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Loss on books by how much was read before: memory on against memory reset at every segment."""
+    from mnemosyne.server.settings import shipped_checkpoint
+    from mnemosyne.training import perplexity as measured
+    from mnemosyne.training.books import read_books
+    from mnemosyne.training.lengths import parse_length
+
+    results = []
+    with failures_as_one_line():
+        tokens = parse_length(length) if length is not None else None
+        texts = read_books(books)
+        folders = checkpoint or [shipped_checkpoint()]
+        subjects = [measured.load_subject(folder, device or "cpu") for folder in folders]
+        for subject in subjects:
+            read = measured.cut(texts, subject, tokens, streams)
+            segment = subject.model.config.segment
+            with _bar(subject.name, (read.tokens.shape[1] - 1) // segment) as advance:
+                on, reset = measured.measure(subject.model, read.tokens, advance)
+            results.append(measured.entry(subject, read, measured.curve(on, reset, segment)))
+        found = {"books": [book.name for book in texts], "device": device or "cpu", "results": results}
+        _keep(out, "perplexity", found, measured.figure(results))
+    _show(found, [measured.table(one) for one in results], [], json)
+
+
 def _task_facts(task: Task) -> dict[str, Any]:
     return {"file": task.file, "sha256": task.sha256, "most_frequent": task.most_frequent}
 
@@ -163,10 +206,17 @@ def _progress(asked: Sequence[Asked], kept: int) -> Iterator[Any]:
     errors.print(
         f"{len(asked)} samples of {tokens:,} tokens; {kept} answered in earlier runs", highlight=False
     )
+    with _bar("samples", len(asked)) as advance:
+        yield lambda _: advance()
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """What to call with each of ``total`` steps."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("samples", total=len(asked))
-        yield lambda _: bar.advance(task)
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
 
 
 def _keep(out: Path, name: str, found: Mapping[str, Any], figure: Result | None) -> None:

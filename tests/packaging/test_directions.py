@@ -29,7 +29,7 @@ ALLOWED_THIRD_PARTY = {
 
 
 EVALUATIONS = "server/cli/eval.py"
-"""The command that measures: beside the server, not of what serves, and training comes in only when it runs."""
+"""The command that measures: beside what serves, not of it, and training comes in only when it runs."""
 
 
 def is_within(name: str, prefixes: tuple[str, ...]) -> bool:
