@@ -113,6 +113,9 @@ def test_a_server_that_is_gone_ends_the_run(maker: Maker, babi: Path, tmp_path: 
     with pytest.raises(ConfigError, match="10 samples failed one after the other, the last: no answer"):
         go(many, maker, tmp_path / "s.jsonl", gone)
     assert len(seen) < 50
+    # As many failures between answers end nothing.
+    odd = go(many, maker, tmp_path / "t.jsonl", lambda s: gone(s) if s.key[2] % 2 else Answer("", 1.0), 1)
+    assert len(odd.failed) == len(odd.rows) == len(many) / 2
 
 
 def test_what_no_repeat_can_mend_ends_the_run_at_once(
