@@ -30,17 +30,19 @@ class EngineClient(Calls):
         self,
         command: Sequence[str],
         *,
+        name: str = "the engine",
         first_delay: float = 0.2,
         longest_delay: float = 30.0,
         close_seconds: float = 5.0,
     ) -> None:
         """``command`` starts the engine, once ``--socket-fd N`` is appended to it: the number of an inherited
-        socket.
+        socket. Messages and logs call it ``name``.
 
         After a death the restart waits ``first_delay`` seconds, twice as long after each that follows within
         a minute of being ready, up to ``longest_delay``."""
         super().__init__()
         self._command = tuple(command)
+        self._name = name
         self._first_delay = first_delay
         self._longest_delay = longest_delay
         self._close_seconds = close_seconds
@@ -66,11 +68,11 @@ class EngineClient(Calls):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        await self._bury("the engine was closed")
+        await self._bury(f"{self._name} was closed")
 
     def _send(self, request: Request) -> None:
         if self._writer is None:
-            raise EngineUnavailable("the engine isn't running")
+            raise EngineUnavailable(f"{self._name} isn't running")
         self._writer.write(wire.encode(request))
 
     async def _spawn(self) -> asyncio.StreamReader:
@@ -90,14 +92,14 @@ class EngineClient(Calls):
                 )
         except OSError as error:
             ours.close()
-            raise EngineUnavailable(f"the engine can't be started: {error}") from error
+            raise EngineUnavailable(f"{self._name} can't be started: {error}") from error
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             first = await _read(reader)
             if isinstance(first, Failed):
                 raise named(first)
             if not isinstance(first, EngineInfo):
-                raise EngineUnavailable("the engine ended before it was ready")
+                raise EngineUnavailable(f"{self._name} ended before it was ready")
         except BaseException:
             writer.close()
             await self._reap()
@@ -132,8 +134,8 @@ class EngineClient(Calls):
                     raise EngineError(f"{type(message).__name__} isn't an event")
                 self._receive(message)
         except (EngineError, OSError) as error:
-            return f"the engine's connection broke: {error}"
-        return "the engine's process ended"
+            return f"{self._name}: the connection broke: {error}"
+        return f"{self._name}: the process ended"
 
     async def _bury(self, reason: str) -> None:
         """Let go of the connection and the process, with all that it held and was asked for."""
@@ -153,7 +155,7 @@ class EngineClient(Calls):
         except TimeoutError:
             process.kill()
             await process.wait()
-        log.info("the engine's process %d ended with status %s", process.pid, process.returncode)
+        log.info("%s: process %d ended with status %s", self._name, process.pid, process.returncode)
 
 
 async def _read(reader: asyncio.StreamReader) -> wire.Message | None:

@@ -16,7 +16,7 @@ READING = 1.0
 """What a request weighs until its first token: whoever reads takes all that the device gives."""
 ANSWERING = 0.25
 """And from then on: those who decode share a step, and leave most of it to the readers."""
-MEMORY_SECONDS = 2.0
+MEMORY_SECONDS = 1.0
 """How far back the average of the load reaches."""
 
 
@@ -74,9 +74,10 @@ class Member:
 
     @property
     def lasting(self) -> float:
-        """Its load, a burst of which doesn't count: in readers."""
+        """Its load without one who asks now, in readers. A burst doesn't count. Nor does a lull: sessions that
+        read beside each other come to the ends of their pieces in the same step."""
         self._add(0.0)
-        return min(self._now, self._mean)
+        return max(min(self._now, self._mean), self._mean - READING)
 
     @property
     def expected(self) -> float:

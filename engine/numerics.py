@@ -45,10 +45,20 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 def pick_device(name: str) -> torch.device:
-    """Raises ConfigError where there is no such device."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    """The device, made this process's current one: kernels are launched there, whatever their tensors say.
+
+    Raises ConfigError where there is no such device."""
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise ConfigError("no CUDA device was found; serve with --device cpu")
-    return torch.device(name)
+    if device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise ConfigError(f"there is no device {name}: {count} CUDA devices were found")
+        torch.cuda.set_device(device)
+    return device
 
 
 def describe(device: torch.device, compute: torch.dtype) -> dict[str, str]:

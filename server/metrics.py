@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mnemosyne.engine.counters import NAMES
+from mnemosyne.engine import counters, member
 
 PREFIX = "mnemosyne:"
+ENGINE = counters.NAMES | member.NAMES
 FIRST_TOKEN = (
     0.001,
     0.005,
@@ -132,11 +133,14 @@ class Metrics:
     def finished(self, reason: str) -> None:
         self._success.labels(self._model, reason).inc()
 
-    def show(self, engine: Mapping[str, float], service: Mapping[str, float]) -> None:
-        """Take over what the engine (``engine.counters.NAMES``) and the session service count."""
+    def show(self, engines: Mapping[str, Mapping[str, float]], service: Mapping[str, float]) -> None:
+        """Take over what the engine of each device (``EngineLike.device_stats``) and the session service
+        count."""
         families: dict[str, Metric] = {}
-        for name, value in engine.items():
-            self._add(families, f"engine_{name}", NAMES.get(name, "A number of the engine's own."), {}, value)
+        for device, numbers in engines.items():
+            for name, value in numbers.items():
+                meaning = ENGINE.get(name, "A number of the engine's own.")
+                self._add(families, f"engine_{name}", meaning, {"device": device}, value)
         for name, (shown, labels, meaning) in SERVICE.items():
             if name in service:
                 self._add(families, shown, meaning, labels, service[name])

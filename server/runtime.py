@@ -76,9 +76,12 @@ class Runtime:
     async def _start(self) -> None:
         try:
             await self.engine.start()
+            # Its device is a list of all that there are, each with room for as many states.
+            devices = self.engine.info.device.count(",") + 1
             settings = ServiceSettings(
                 model=self.settings.served_model,
                 owner=_owner(self.settings),
+                resident_bytes=ServiceSettings.resident_bytes * devices,
                 max_document_bytes=self.settings.max_document_bytes,
             )
             self._service = SessionService(self.store, self.engine, self.tokenizer, settings)

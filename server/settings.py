@@ -58,12 +58,16 @@ class Settings(BaseSettings):
         None,
         description="JSON file: SHA-256 of an API key (hex) to its tenant. Without one, no key is asked for.",
     )
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the engine computes.")
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu(,cpu)*|cuda(:\d+)?(,cuda:\d+)*|cuda:all)$",
+        description="Where engines compute, one for each device: cpu, cuda, cuda:0,cuda:1 or cuda:all.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of the dense products; auto measures for a moment at start."
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads of the engine; what the machine has if not set."
+        None, ge=1, description="Threads of each engine; what the machine has if not set."
     )
     max_request_bytes: int = Field(16 * 2**20, ge=1, description="Largest JSON body.")
     max_upload_bytes: int = Field(2**30, ge=1, description="Largest body of an upload or an imported state.")
@@ -72,7 +76,7 @@ class Settings(BaseSettings):
         131_072, ge=1, description="Most tokens that one request may bring and ask for, together."
     )
     max_queued_tokens: int = Field(
-        1_048_576, ge=1, description="Queued tokens above which work is refused with 429."
+        1_048_576, ge=1, description="Queued tokens of a device above which work is refused with 429."
     )
     default_max_tokens: int = Field(256, ge=1, description="Length limit of a chat answer that names none.")
     sse_ping_interval: float = Field(

@@ -24,7 +24,7 @@ def serve(
     keys_file: Annotated[
         Path | None, typer.Option(help="JSON file of API key hashes and their tenants.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0,cuda:1 or cuda:all.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine.")] = None,
     log_level: Annotated[str | None, typer.Option(help="critical, error, warning, info or debug.")] = None,
     config_file: Annotated[Path | None, typer.Option(help="TOML file with any setting.")] = None,

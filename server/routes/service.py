@@ -102,10 +102,10 @@ async def get_version() -> VersionReport:
 )
 async def get_metrics(runtime: RuntimeDep) -> Response:
     """Numbers for Prometheus."""
-    engine: dict[str, float] = {}
+    engines: dict[str, dict[str, float]] = {}
     with suppress(MnemosyneError, TimeoutError):  # an engine that is away must not hide the server's own
-        engine = await asyncio.wait_for(runtime.engine.stats(), ENGINE_SECONDS)
-    runtime.metrics.show(engine, runtime.stats())
+        engines = await asyncio.wait_for(runtime.engine.device_stats(), ENGINE_SECONDS)
+    runtime.metrics.show(engines, runtime.stats())
     return Response(runtime.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

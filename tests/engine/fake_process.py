@@ -2,7 +2,8 @@
 client.
 
 ``--slow S`` makes each prefill take S seconds; ``--refuse`` ends with a reason, ``--crash`` without one;
-``--once FILE`` serves the first time only; ``--garbage`` answers with bytes that are no frame.
+``--once FILE`` serves the first time only; ``--other FILE`` serves another model once the file is there;
+``--garbage`` answers with bytes that are no frame.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fakes import FakeModel, fake_engine
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--socket-fd", type=int, required=True)
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--once", type=Path)
+    parser.add_argument("--other", type=Path)
     for flag in ("--refuse", "--crash", "--garbage"):
         parser.add_argument(flag, action="store_true")
     options = parser.parse_args()
@@ -54,7 +57,10 @@ def main() -> None:
     if options.garbage:
         connection.sendall(b"\xff" * 64)
         time.sleep(60)
-    serve(connection, fake_engine(SlowModel(options.slow)))
+    engine = fake_engine(SlowModel(options.slow))
+    if options.other is not None and options.other.exists():
+        engine.info = replace(engine.info, model_fingerprint="another")
+    serve(connection, engine)
 
 
 if __name__ == "__main__":

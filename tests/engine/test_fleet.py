@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
+from mnemosyne.engine.client import EngineClient
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.errors import ConfigError, EngineUnavailable, QueueFull, UnknownHandle
 from mnemosyne.engine.fleet import MOVABLE_TOKENS, Fleet
@@ -138,6 +143,20 @@ async def test_a_state_moves_from_a_loaded_device_and_stays_the_same(pair: Pair)
     assert stats["a"]["handles"] == 3, "the beginning and two results, not what moved"
     assert stats["b"]["handles"] == 3
     assert await answer(fleet, "mine") == await answer(fleet, "mine")
+
+
+async def test_readers_in_step_part_too(pair: Pair) -> None:
+    """Both have come to the end of a piece when one of them asks for its next."""
+    fleet = pair.fleet
+    await pair.session("mine", "a")
+    both = pair.readers("a", "mine", 2)
+    await asyncio.sleep(0)
+    pair.later()
+    pair.open()
+    await asyncio.gather(*both)
+    going = [asyncio.create_task(fleet.advance(f"mine read {i}", f"next {i}", LONG)) for i in range(2)]
+    await asyncio.gather(*going)
+    assert [fleet.device_of(f"next {i}") for i in range(2)] == ["b", "a"]
 
 
 async def test_what_does_not_move(pair: Pair) -> None:
@@ -368,6 +387,31 @@ async def test_a_move_whose_both_engines_end_is_told(pair: Pair) -> None:
         await moving
     await asyncio.gather(*others, return_exceptions=True)
     assert not fleet.holds("mine") and not fleet.holds("next")
+
+
+async def test_an_engine_that_comes_back_with_other_weights_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    command = [sys.executable, str(Path(__file__).with_name("fake_process.py")), "--other", str(other)]
+    engines = {name: EngineClient(command, name=name, first_delay=0.01) for name in ("a", "b")}
+    fleet = Fleet(engines)
+    await fleet.start()
+    other.touch()
+    await fleet.advance(INITIAL, "on a", LONG)
+    killed = engines["a"]
+    assert fleet.device_of("on a") == "a" and killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    while killed.incarnation < 2:
+        await asyncio.sleep(0.02)
+    assert killed.ready and fleet.ready and not fleet.holds("on a")
+    for i in range(3):
+        await fleet.advance(INITIAL, f"{i}", LONG)
+        assert fleet.device_of(f"{i}") == "b"
+    assert "its model is another and not m" in caplog.text
+    stats = await fleet.device_stats()
+    assert (stats["a"]["up"], stats["b"]["up"]) == (0, 1)
+    await fleet.close()
 
 
 async def test_devices_that_compute_otherwise_are_refused() -> None:

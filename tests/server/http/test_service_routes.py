@@ -46,7 +46,8 @@ def test_metrics_have_the_fields_names_and_no_sessions(make_server: MakeServer) 
         f"mnemosyne:num_requests_running{label} 0.0",
         f"mnemosyne:num_requests_waiting{label} 0.0",
         'mnemosyne:request_success_total{finished_reason="length",model_name="scripted"} 1.0',
-        f"mnemosyne:engine_tokens_generated_total{label} 6.0",
+        'mnemosyne:engine_tokens_generated_total{device="cpu",model_name="scripted"} 6.0',
+        'mnemosyne:engine_up{device="cpu",model_name="scripted"} 1.0',
     ):
         assert line in text, line
     for name in ("session_active", "unsaved_tokens", "ingest_tokens_total", "session_restore_total"):

@@ -35,6 +35,21 @@ def test_what_is_wrong_is_named(flag: tuple[str, object]) -> None:
         Settings.load(**dict([flag]))
 
 
+@pytest.mark.parametrize(
+    "device", ["cpu", "cuda", "cuda:1", "cuda:0,cuda:1", "cuda,cuda:1", "cuda:all", "cpu,cpu"]
+)
+def test_one_device_or_several_of_a_kind(device: str) -> None:
+    assert Settings.load(device=device).device == device
+
+
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cpu,cuda:0", "cuda:0,", "cuda:all,cuda:0", "cuda:0,cuda", "cpu, cpu"]
+)
+def test_no_other_devices(device: str) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        Settings.load(device=device)
+
+
 def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("prot = 1\n")
