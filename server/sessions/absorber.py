@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from mnemosyne.engine.errors import (
     CapacityError,
@@ -26,6 +27,7 @@ from mnemosyne.engine.errors import (
     UnknownHandle,
 )
 from mnemosyne.server.sessions import records
+from mnemosyne.server.sessions.ahead import Ahead, Read
 from mnemosyne.server.sessions.core import Core
 from mnemosyne.server.sessions.failures import told
 from mnemosyne.server.sessions.leases import Held
@@ -38,7 +40,7 @@ from mnemosyne.server.sessions.tokenrun import INPUT, TokenRun
 from mnemosyne.server.sessions.trace import Trace
 
 log = logging.getLogger(__name__)
-SMALLEST, LARGEST = 2048, 32_768
+SMALLEST, LARGEST = 2048, 1 << 19
 """Tokens of a piece; about a second's work in between."""
 PASSING = (StoreError, EngineUnavailable, UnknownHandle, CapacityError, SessionBusy, SnapshotError)
 """Failures that are no fault of the document: it is gone on with later."""
@@ -153,54 +155,45 @@ class Absorber:
                     pinned.resident.claims.add(live.id)
 
     async def _pipeline(self, live: Live, held: Held, reader: DocumentReader, at: _Progress) -> None:
-        """While the engine reads one piece, the one before goes into the journal and the one after is
-        tokenized."""
-        tokenizing = asyncio.ensure_future(asyncio.to_thread(reader.next, self._piece_tokens()))
+        """While the engine reads one piece and has been given the next, the one before goes into the journal
+        and the one after is tokenized."""
+        ahead = Ahead(self._core, live.session.created.tenant, at.handle)
+        tokenizing = self._tokenize(reader)
+        more = True
         try:
-            while True:
-                piece = await tokenizing
-                if piece is None:
-                    await self._save(live, held, at, last=True)
-                    return
-                tokenizing = asyncio.ensure_future(asyncio.to_thread(reader.next, self._piece_tokens()))
-                trace = Trace()
-                advancing = asyncio.ensure_future(self._advance(live, at.handle, piece, trace))
-                try:
-                    await self._save(live, held, at)
-                    handle = await advancing
-                except BaseException:
-                    await self._abandon(advancing)
-                    raise
-                if at.handle != at.resident.handle:
-                    self._core.engine.release(at.handle)
-                at.handle, at.piece, at.trace = handle, piece, trace
-                at.ids += piece.ids
-                if piece.last or self._core.draining:
-                    await self._save(live, held, at, last=piece.last)
-                    return
+            while not self._core.draining and (more or ahead.oldest is not None):
+                waits: set[asyncio.Future[Any]] = {tokenizing} if more and not ahead.full else set()
+                if ahead.oldest is not None:
+                    waits.add(ahead.oldest)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if tokenizing in waits and tokenizing.done():
+                    piece = tokenizing.result()
+                    if piece is not None:
+                        ahead.send(piece)
+                    more = piece is not None and not piece.last
+                    if more:
+                        tokenizing = self._tokenize(reader)
+                if ahead.oldest is not None and ahead.oldest.done():
+                    self._move_to(ahead.take(), at)
+                    if len(ahead) or more:
+                        await self._save(live, held, at)
+            if not more and ahead.oldest is None:
+                await self._save(live, held, at, last=True)
         finally:
+            await ahead.abandon()
             if at.handle != at.resident.handle:
                 self._core.engine.release(at.handle)
             await asyncio.wait({tokenizing})
             tokenizing.exception()  # of a piece that nobody waits for any more
 
-    async def _abandon(self, advancing: asyncio.Future[str]) -> None:
-        advancing.cancel()
-        await asyncio.wait({advancing})
-        if not advancing.cancelled() and advancing.exception() is None:
-            self._core.engine.release(advancing.result())
+    def _tokenize(self, reader: DocumentReader) -> asyncio.Future[Piece | None]:
+        return asyncio.ensure_future(asyncio.to_thread(reader.next, self._piece_tokens()))
 
-    async def _advance(self, live: Live, base: str, piece: Piece, trace: Trace) -> str:
-        """The handle of ``base`` and the piece. Cancelled or failed, it leaves nothing."""
-        result, began = self._core.states.new_handle(), time.monotonic()
-        tenant = live.session.created.tenant
-        try:
-            await self._core.engine.advance(base, result, piece.ids, None, tenant, trace.add)
-        except BaseException:
-            self._core.engine.release(result)
-            raise
-        self._core.pace.measured(len(piece.ids), time.monotonic() - began)
-        return result
+    def _move_to(self, read: Read, at: _Progress) -> None:
+        if at.handle != at.resident.handle:
+            self._core.engine.release(at.handle)
+        at.handle, at.piece, at.trace = read.handle, read.piece, read.trace
+        at.ids += read.piece.ids
 
     async def _save(self, live: Live, held: Held, at: _Progress, last: bool = False) -> None:
         """Put what was read into the journal; with ``last`` it becomes a version.
@@ -267,7 +260,7 @@ class Absorber:
         live.has_read(at.trace)
 
     def _piece_tokens(self) -> int:
-        at_most = min(LARGEST, self._core.engine.info.max_queued_tokens // 4)
+        at_most = min(LARGEST, self._core.engine.info.max_queued_tokens // 8)
         return max(1, min(at_most, max(SMALLEST, int(self._core.pace.tokens_per_second))))
 
 
