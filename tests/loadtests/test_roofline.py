@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 from mnemosyne.engine.config import MemoryConfig, ModelConfig, Variant, preset
 
-LOADTESTS = Path(__file__).resolve().parents[2] / "loadtests"
-
 
 @pytest.fixture
-def roofline(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(LOADTESTS))
-    return importlib.import_module("roofline")
+def roofline(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("roofline")
 
 
 def by_hand(variant: Variant) -> ModelConfig:
