@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -242,9 +243,11 @@ def _show(found: Mapping[str, Any], tables: Sequence[Any], notes: Sequence[str],
         print_json(found)
         return
     for given in tables:
-        table = Table(title=given.title, title_justify="left")
+        table = Table(
+            title=given.title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+        )
         for column in given.columns:
             table.add_column(column, justify="right", no_wrap=True)
         for row in given.rows:
             table.add_row(*row)
-        output.print(table)
+        output.print(table, "", soft_wrap=False)

@@ -2,7 +2,7 @@
 
 Columns of the table: ``right`` and ``only`` are the benchmark's two rules (``grading``), ``guess`` is what
 the task's most frequent answer would get, ``books`` how often the background goes through the books,
-``retries`` the attempts that brought no answer and were repeated.
+``retries`` the attempts that brought no answer and were repeated, where there were any.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def summary(
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     entries = found["results"]
+    repeated = any(entry["failed_attempts"] for entry in entries)
     rows = [
         [
             entry["task"],
@@ -101,22 +102,23 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             f"{entry['bytes'] / 1e6:.3f}",
             f"{entry['bytes_per_token']:.2f}",
             f"{entry['repeats']:.3f}",
-            str(entry["failed_attempts"] or ""),
+            *([str(entry["failed_attempts"])] if repeated else []),
         ]
         for entry in entries
     ]
-    columns = ["task", "tokens", "n", "right %", "only %", "guess %", "MB", "B/token", "books", "retries"]
-    made = [Table(title="right answers, with 95 % intervals", columns=columns, rows=rows)]
+    columns = ["task", "tokens", "n", "right", "only", "guess", "MB", "B/token", "books"]
+    columns += ["retries"] if repeated else []
+    made = [Table(title="right answers, %, with 95 % intervals", columns=columns, rows=rows)]
     if found["mean_qa1_to_qa5"]:
         mean = [[length_name(m["length"]), str(m["samples"]), _percent(m)] for m in found["mean_qa1_to_qa5"]]
-        made.append(Table(title="mean of QA1 to QA5", columns=["tokens", "n", "right %"], rows=mean))
+        made.append(Table(title="mean of QA1 to QA5", columns=["tokens", "n", "right"], rows=mean))
     if any(entry["by_depth"] for entry in entries):
         made.append(_depth_table(entries))
     return made
 
 
 def _depth_table(entries: Iterable[Mapping[str, Any]]) -> Table:
-    names = [f"{100 * i // DEPTHS} to {100 * (i + 1) // DEPTHS} %" for i in range(DEPTHS)]
+    names = [f"{100 * i // DEPTHS}-{100 * (i + 1) // DEPTHS} %" for i in range(DEPTHS)]
     rows = []
     for entry in entries:
         parts = {round(part["from"] * DEPTHS): part for part in entry["by_depth"]}
@@ -178,7 +180,7 @@ def warnings(found: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(entry: Mapping[str, Any]) -> str:
-    return f"{100 * entry['accuracy']:.0f} ({100 * entry['low']:.0f} to {100 * entry['high']:.0f})"
+    return f"{100 * entry['accuracy']:.0f} ({100 * entry['low']:.0f}-{100 * entry['high']:.0f})"
 
 
 def _part(depth: float) -> int:
