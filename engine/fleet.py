@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from mnemosyne.engine.errors import CapacityError, ConfigError, EngineUnavailable, MnemosyneError
 from mnemosyne.engine.interface import EngineLike
-from mnemosyne.engine.member import ANSWERING, Member, difference_between
+from mnemosyne.engine.member import ANSWERING, READING, Member, difference_between
 from mnemosyne.engine.messages import (
     INITIAL,
     Advanced,
@@ -61,7 +61,7 @@ class Fleet:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engines have in common; ``device`` names them all."""
+        """What the engines have in common; ``device`` names them all, ``room_bytes`` is of all together."""
         if self._info is None:
             raise EngineUnavailable("the engines aren't ready")
         return self._info
@@ -114,7 +114,12 @@ class Fleet:
                     f" {difference}"
                 )
             member.must_be_like(first.engine.info)
-        self._info = replace(first.engine.info, device=",".join(member.name for member in self._members))
+        rooms = [room for m in self._members if (room := m.engine.info.room_bytes) is not None]
+        self._info = replace(
+            first.engine.info,
+            device=",".join(member.name for member in self._members),
+            room_bytes=sum(rooms) if rooms else None,
+        )
         self._moves.expect(self._info.state_bytes)
 
     async def close(self) -> None:
@@ -229,6 +234,9 @@ class Fleet:
                             movable = False
                             tried.add(member)
                             continue
+                    if place is not None and not place.bound:
+                        share.weigh(0.0)
+                        place.when_bound.append(partial(share.weigh, READING))
                     if made is not None:
                         made.put(member, place.since if place is not None else self._clock())
                     try:
@@ -238,7 +246,7 @@ class Fleet:
                                 if isinstance(event, Token):
                                     share.weigh(ANSWERING)
                                 elif made is not None:
-                                    made.bound = True
+                                    made.bind()
                                 yield event
                         return
                     except CapacityError as error:
@@ -254,15 +262,14 @@ class Fleet:
     ) -> Member | None:
         """Who computes next on the base at ``place``, which is at ``here`` (both None: anywhere), of those
         that weren't ``tried``; None where nobody is left."""
-        if place is not None and not place.bound:
-            return here if here not in tried else None
         others = [member for member in self._members if member.usable and member not in tried | {here}]
         best = min(others, key=lambda m: (round(m.expected, 1), self._places.count(m)), default=None)
         if place is None or here is None or here in tried:
             return best
         if best is None or not (movable and self._moves.due(place)):
             return here
-        return best if here.lasting - best.expected >= MUCH else here
+        own = 0.0 if place.bound else READING
+        return best if here.others(own) - best.expected >= MUCH else here
 
     def _lost(self, member: Member) -> None:
         self._places.lose(member)

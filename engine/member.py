@@ -13,7 +13,8 @@ from mnemosyne.engine.messages import EngineInfo
 
 log = logging.getLogger(__name__)
 READING = 1.0
-"""What a request weighs until its first token: whoever reads takes all that the device gives."""
+"""What a request weighs until its first token: whoever reads takes all that the device gives. It weighs
+nothing while its base is still being made."""
 ANSWERING = 0.25
 """And from then on: those who decode share a step, and leave most of it to the readers."""
 MEMORY_SECONDS = 1.0
@@ -25,10 +26,13 @@ class Share:
 
     def __init__(self, add: Callable[[float], None]) -> None:
         self._add, self._weight = add, 0.0
+        self.ended = False
 
     def weigh(self, weight: float) -> None:
-        self._add(weight - self._weight)
-        self._weight = weight
+        """Nothing any more, once the request has ended."""
+        if not self.ended:
+            self._add(weight - self._weight)
+            self._weight = weight
 
 
 class Member:
@@ -71,13 +75,14 @@ class Member:
             yield share
         finally:
             share.weigh(0.0)
+            share.ended = True
 
-    @property
-    def lasting(self) -> float:
-        """Its load without one who asks now, in readers. A burst doesn't count. Nor does a lull: sessions that
-        read beside each other come to the ends of their pieces in the same step."""
+    def others(self, own: float) -> float:
+        """Its load without a session that asks now, of whose requests ``own`` is under way, in readers. A
+        burst doesn't count. Nor does a lull: sessions that read beside each other come to the ends of their
+        pieces in the same step."""
         self._add(0.0)
-        return max(min(self._now, self._mean), self._mean - READING)
+        return max(min(self._now - own, self._mean), self._mean - READING)
 
     @property
     def expected(self) -> float:

@@ -37,10 +37,11 @@ class Moves:
 
     def due(self, place: Place) -> bool:
         """Whether the state has been where it is for long enough to move for balance's sake."""
-        return place.bound and self._clock() - place.since >= PATIENCE * self._seconds
+        return self._clock() - place.since >= PATIENCE * self._seconds
 
     async def move(self, place: Place, to: Member) -> None:
-        """Bring the state to ``to``; where that fails it stays. One that moves already: wait for that."""
+        """Bring the state to ``to``, once it is made; where that fails it stays. One that moves already: wait
+        for that."""
         if place.moving is None:
             place.moving = asyncio.create_task(self._carry(place, to), name="move")
             self._running.add(place.moving)
@@ -53,9 +54,13 @@ class Moves:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _carry(self, place: Place, to: Member) -> None:
-        source, began = place.member, self._clock()
+        source = place.member
         assert source is not None
         with self._places.pinned(place):
+            await place.ended.wait()
+            if place.error is not None:
+                return
+            began = self._clock()
             try:
                 data = await source.engine.export(place.handle)
                 place.carried = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,6 +23,9 @@ class Place:
     """When this state, or one that it came from, was placed there."""
     bound: bool = False
     """The state is there; until then the request that makes it runs."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it is bound, or ``error`` is known."""
+    when_bound: list[Callable[[], None]] = field(default_factory=list)
     carried: bool = False
     """Its bytes are here, on their way to another member: it doesn't go with the one that holds it."""
     moving: asyncio.Task[None] | None = None
@@ -36,6 +39,13 @@ class Place:
     def put(self, member: Member, since: float) -> None:
         self.member, self.since = member, since
         self.settled.set()
+
+    def bind(self) -> None:
+        self.bound = True
+        self.ended.set()
+        for call in self.when_bound:
+            call()
+        self.when_bound.clear()
 
     def take_back(self) -> None:
         """It won't be there after all."""
@@ -114,6 +124,7 @@ class Places:
         if place.error is None:
             place.error = error
         place.settled.set()
+        place.ended.set()
 
     def lose(self, member: Member) -> None:
         """The member's engine is gone: drop what it held, but what is on its way to another."""

@@ -16,6 +16,7 @@ from typing import Literal
 from mnemosyne.checkpoints.store import SessionStore
 from mnemosyne.engine.errors import EngineUnavailable, MnemosyneError
 from mnemosyne.engine.interface import EngineLike
+from mnemosyne.engine.messages import EngineInfo
 from mnemosyne.server.auth import KeyRing
 from mnemosyne.server.errors import Draining
 from mnemosyne.server.metrics import Metrics
@@ -76,12 +77,10 @@ class Runtime:
     async def _start(self) -> None:
         try:
             await self.engine.start()
-            # Its device is a list of all that there are, each with room for as many states.
-            devices = self.engine.info.device.count(",") + 1
             settings = ServiceSettings(
                 model=self.settings.served_model,
                 owner=_owner(self.settings),
-                resident_bytes=ServiceSettings.resident_bytes * devices,
+                resident_bytes=_resident_bytes(self.engine.info),
                 max_document_bytes=self.settings.max_document_bytes,
             )
             self._service = SessionService(self.store, self.engine, self.tokenizer, settings)
@@ -118,6 +117,14 @@ class Runtime:
         await self.drain()
         await self.engine.close()
         await asyncio.to_thread(self.store.close)
+
+
+def _resident_bytes(info: EngineInfo) -> int:
+    """Room for states between requests: some is left to those that requests make. What an engine has no bound
+    for is bounded here, for each device."""
+    if info.room_bytes is not None:
+        return info.room_bytes * 3 // 4
+    return ServiceSettings.resident_bytes * (info.device.count(",") + 1)
 
 
 def _owner(settings: Settings) -> str:

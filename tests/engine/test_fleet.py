@@ -62,6 +62,10 @@ class Pair:
             asyncio.create_task(self.fleet.advance(base, f"{base} read {i}", SHORT)) for i in range(count)
         ]
 
+    def load(self, device: str) -> float:
+        [member] = [member for member in self.fleet._members if member.name == device]
+        return member.expected
+
     def later(self, seconds: float = 60.0) -> None:
         self.seconds += seconds
 
@@ -159,6 +163,56 @@ async def test_readers_in_step_part_too(pair: Pair) -> None:
     assert [fleet.device_of(f"next {i}") for i in range(2)] == ["b", "a"]
 
 
+async def test_a_session_that_asks_ahead_moves_when_its_piece_has_been_read(pair: Pair) -> None:
+    """Each piece is sent on top of one that isn't read yet. Only one is weighed, and none flees from it."""
+    fleet = pair.fleet
+    await pair.session("mine", "a")
+    pair.models["a"].gate.clear()
+    mine = [asyncio.create_task(fleet.advance("mine", "piece 0", LONG))]
+    await asyncio.sleep(0)
+    pair.later()
+    for i in range(3):
+        mine.append(asyncio.create_task(fleet.advance(f"piece {i}", f"piece {i + 1}", LONG)))
+        await asyncio.sleep(0)
+        pair.later()
+        assert fleet.device_of(f"piece {i + 1}") == "a"
+        assert round(pair.load("a"), 3) == 1
+    other = pair.readers("a", "mine", 1)
+    await asyncio.sleep(0)
+    pair.later()
+    mine.append(asyncio.create_task(fleet.advance("piece 3", "piece 4", LONG)))
+    await asyncio.sleep(0.02)
+    assert fleet.device_of("piece 3") == "a"
+    pair.later()
+    pair.open()
+    await asyncio.gather(*mine, *other)
+    assert fleet._moves._seconds < 1, "the minute before it could begin isn't the move's"
+    assert fleet.device_of("piece 3") == fleet.device_of("piece 4") == "b"
+    assert await fleet.export("piece 4") == await alone(*[LONG] * 6)
+    pair.later()
+    assert round(pair.load("a"), 3) == round(pair.load("b"), 3) == 0
+
+
+async def test_what_waits_for_its_base_weighs_from_then_on_and_until_it_ends(pair: Pair) -> None:
+    fleet = pair.fleet
+    pair.models["a"].gate.clear()
+    first = asyncio.create_task(fleet.advance(INITIAL, "first", LONG))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(fleet.advance("first", "second", LONG * 400))
+    left = asyncio.create_task(fleet.advance("first", "left", LONG))
+    await asyncio.sleep(0)
+    left.cancel()
+    pair.later()
+    assert round(pair.load("a"), 3) == 1
+    pair.open()
+    await first
+    pair.later()
+    assert not second.done() and round(pair.load("a"), 3) == 1
+    await second
+    pair.later()
+    assert round(pair.load("a"), 3) == 0
+
+
 async def test_what_does_not_move(pair: Pair) -> None:
     fleet = pair.fleet
     await pair.session("mine", "a")
@@ -185,11 +239,12 @@ async def test_what_does_not_move(pair: Pair) -> None:
     balanced = asyncio.create_task(fleet.advance("mine", "balanced", LONG))
     await asyncio.sleep(0)
     assert fleet.device_of("balanced") == "a", "the other has as much to do"
-    more = pair.readers("b", "fresh", 1)
+    more = asyncio.create_task(fleet.advance(INITIAL, "more", LONG))
     await asyncio.sleep(0)
+    assert fleet.device_of("more") == "b"
     pair.later()
     pair.models["b"].gate.set()
-    await asyncio.gather(fresh, *more)
+    await asyncio.gather(fresh, more)
     lull = asyncio.create_task(fleet.advance("mine", "in a lull", LONG))
     await asyncio.sleep(0)
     assert fleet.device_of("in a lull") == "a", "the other is between two pieces"
