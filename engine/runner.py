@@ -124,8 +124,9 @@ class Runner:
         after, trace = self._model.prefill(states, tokens, per_token)
         means = overall(trace.chunks)
         outcomes: list[Committed | MnemosyneError] = []
-        for i, (old, new, finite) in enumerate(zip(states, after, _finite(after), strict=True)):
-            if not finite:
+        finite = _finite(after) if trace.finite is None else trace.finite
+        for i, (old, new) in enumerate(zip(states, after, strict=True)):
+            if not finite[i]:
                 outcomes.append(
                     NotFinite(
                         f"the memory stopped being finite between tokens {old.position} and {new.position}"

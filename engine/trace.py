@@ -41,6 +41,22 @@ class Trace:
     """`[B, n]`: share of (layer, head, memory layer) cells that the chunk changed."""
     tokens: Values | None = None
     """Where asked for, `[B, n chunk, layers, 2]`: surprise and momentary of every token, means over heads."""
+    finite: NDArray[np.bool_] | None = None
+    """`[B]`: whether every number of the session still is one; None: the new state itself must be asked."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Trace]) -> Trace:
+        """Of the same sessions, one stretch of chunks after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        finite = [part.finite for part in parts if part.finite is not None]
+        return cls(
+            np.concatenate([part.chunks for part in parts], 1),
+            np.concatenate([part.written for part in parts], 1),
+            np.concatenate(tokens, 1) if tokens else None,
+            np.logical_and.reduce(finite) if finite else None,
+        )
 
 
 def of_tokens(layers: History) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,23 @@ WIDTHS = (64, 128, 256)
 LENGTHS = range(16, 129, 16)
 LARGEST = {torch.float32: 64, torch.bfloat16: 128}
 """head_dim and chunk beyond which a program's shared memory doesn't suffice."""
+CELL_HEAD_DIMS = (64,)
+CELL_CHUNK = 64
+"""Of cells and steps: what was tested on a GPU."""
+
+
+class Shape(NamedTuple):
+    """Sizes of a model that its kernels depend on."""
+
+    dim: int
+    head_dim: int
+    ffn: int
+    depth: int
+    width: int
+    """Of the memory's hidden layer."""
+    chunk: int
+    cell: int
+    """Tokens that a cell has room for."""
 
 
 def missing(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> str | None:
@@ -51,3 +69,27 @@ def takes(theta: Tensor) -> bool:
 @cache
 def _hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] == 9 and importlib.util.find_spec("triton") is not None
+
+
+def unserved(rule: MemoryRule, shape: Shape, compute: torch.dtype, device: torch.device) -> str | None:
+    """What keeps a whole model from the kernels of cells and steps; None: nothing."""
+    if type(rule.retention) is not Retention or not rule.retention.forgets:
+        return f"a rule of {type(rule.retention).__name__} without a forget gate"
+    if not isinstance(rule.bias, Square) or not rule.algorithm.momentum:
+        return f"a rule of {type(rule.bias).__name__} without momentum"
+    if shape.depth > 2:
+        return f"memory depth {shape.depth}"
+    if compute != torch.bfloat16:
+        return f"{compute} on a GPU"
+    deep = shape.depth == 2
+    if (
+        shape.head_dim not in CELL_HEAD_DIMS
+        or shape.chunk != CELL_CHUNK
+        or (deep and shape.width not in WIDTHS)
+    ):
+        return f"head_dim {shape.head_dim}, hidden width {shape.width} and chunk {shape.chunk}"
+    if shape.cell % 128 or shape.dim % 64 or shape.ffn % 64:
+        return f"dim {shape.dim}, ffn {shape.ffn} and cells of {shape.cell} tokens"
+    if not _hopper(device):
+        return "a machine without triton or a Hopper GPU"
+    return None

@@ -1,0 +1,547 @@
+"""A cell's memory: its chunks are stored one after the other, and every token reads what stands after its
+own.
+
+Scan and read of ``kernels.chunk`` in one program a head, for the Titans rule. Cells of many layers or
+sessions run at once, so nothing is gained by a read of its own, and what a scan would have to leave for it,
+the memory at every chunk's start, is never written. The memory is changed where the session's state has it:
+a chunk takes it through the chip in blocks of hidden units, three times: the last product; the slopes; then
+the read, and the store. Products take operands of the streams' precision and add up in fp32; memory and
+momentum are fp32. One program, one order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mnemosyne.kernels.rules.rule import Architecture
+from mnemosyne.kernels.triton.cell_gates import VECTORS, CellDecays
+from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, OPEN, PLACE, STATE, cell_field, located
+from mnemosyne.kernels.triton.network import finish, gelu, length, output_delta
+from mnemosyne.kernels.triton.recall import head_norm
+from mnemosyne.kernels.triton.scan import _clipped, _settle, _stores
+from mnemosyne.kernels.triton.support import PRECISIONS
+
+TRACED = 3
+"""Numbers of a chunk and head, before two for each memory layer: sums over tokens of surprise and momentary
+surprise, the gain (NaN where it isn't measured); then squares of how far M moved and of M before."""
+
+
+class Where(NamedTuple):
+    """Byte offsets and layer strides in a state, one pair a memory layer."""
+
+    memory: Sequence[tuple[int, int]]
+    momentum: Sequence[tuple[int, int]]
+
+
+class Cached(NamedTuple):
+    """The same in an open chunk, of what later tokens read: inputs and deltas of each memory layer."""
+
+    inputs: Sequence[tuple[int, int]]
+    deltas: Sequence[tuple[int, int]]
+
+
+@triton.jit
+def _vector(vectors, which: tl.constexpr, t, L: tl.constexpr):
+    return tl.load(vectors + which * L + t)
+
+
+@triton.jit
+def _last(vectors, which: tl.constexpr, L: tl.constexpr):
+    return tl.load(vectors + which * L + L - 1)
+
+
+@triton.jit
+def _move(m, s, m_left, m_right, s_left, s_right, A, F, E, PRECISION: tl.constexpr):
+    """M' = A M + F S + m_left m_right and S' = E S + s_left s_right of a part of a matrix, where it lies; the
+    squares of M' - M and of M, summed over rows."""
+    old = tl.load(m)
+    past = tl.load(s)
+    new = _settle(tl.dot(m_left, m_right, A * old + F * past, input_precision=PRECISION))
+    tl.store(m, new)
+    tl.store(s, _settle(tl.dot(s_left, s_right, E * past, input_precision=PRECISION)))
+    new -= old
+    return tl.sum(new * new, 1), tl.sum(old * old, 1)
+
+
+@triton.jit(do_not_specialize=["count"])
+def learn_kernel(
+    streams,
+    gates,
+    vectors,
+    decay,
+    work,
+    norm,
+    out,
+    trace,
+    norms,
+    cells,
+    count,
+    gates_width,
+    gates_column,
+    clip,
+    epsilon,
+    hidden_m_offset,
+    hidden_m_stride,
+    hidden_s_offset,
+    hidden_s_stride,
+    last_m_offset,
+    last_m_stride,
+    last_s_offset,
+    last_s_stride,
+    keys_offset,
+    keys_stride,
+    inputs_offset,
+    inputs_stride,
+    back_offset,
+    back_stride,
+    deltas_offset,
+    deltas_stride,
+    K_COLUMN: tl.constexpr,
+    Q_COLUMN: tl.constexpr,
+    V_COLUMN: tl.constexpr,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    CELL: tl.constexpr,
+    L: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VECTORS: tl.constexpr,
+    EVERY: tl.constexpr,
+    DEEP: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    NORM: tl.constexpr,
+    CLIP: tl.constexpr,
+    STORE: tl.constexpr,
+    CACHE: tl.constexpr,
+    ROUGH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Programs are (head, cell). ``hidden`` is the first of two memory layers (DEEP), ``last`` the only or
+    the second one. STORE: the memory moves; CACHE: what later tokens of an open chunk read is kept there."""
+    cell = tl.program_id(1).to(tl.int64)
+    chunks = cell_field(cells, CHUNKS, cell, count).to(tl.int32)
+    if chunks == 0:
+        return
+    head = tl.program_id(0)
+    SIZE: tl.constexpr = D * H
+    DIM: tl.constexpr = HEADS * D
+    LAYERS: tl.constexpr = 2 if DEEP else 1
+    KIND: tl.constexpr = streams.dtype.element_ty
+    layer = cell_field(cells, LAYER, cell, count)
+    state = cell_field(cells, STATE, cell, count)
+    first = (cell_field(cells, PLACE, cell, count) // L).to(tl.int32)
+    last_m = located(state, last_m_offset + layer * last_m_stride, tl.float32) + head * SIZE
+    last_s = located(state, last_s_offset + layer * last_s_stride, tl.float32) + head * SIZE
+    if DEEP:
+        hidden_m = located(state, hidden_m_offset + layer * hidden_m_stride, tl.float32) + head * SIZE
+        hidden_s = located(state, hidden_s_offset + layer * hidden_s_stride, tl.float32) + head * SIZE
+        made = work + (cell * HEADS + head) * 2 * L * H
+        slopes = made + L * H
+    t = tl.arange(0, L)
+    d = tl.arange(0, D)
+    tile = t[:, None] * DIM + d[None, :]
+    own_norm = tl.load(norm + layer * D + d)
+
+    for c in range(chunks):
+        # What other threads of this program wrote, of the memory, is read from here on.
+        tl.debug_barrier()
+        at = streams + (cell * CELL + c * L) * 3 * DIM + head * D + t[:, None] * 3 * DIM + d[None, :]
+        k = tl.load(at + K_COLUMN)
+        q = tl.load(at + Q_COLUMN)
+        v = tl.load(at + V_COLUMN).to(tl.float32)
+        place = (cell * (CELL // L) + c) * HEADS + head
+        of_last = vectors + (place * LAYERS + LAYERS - 1) * VECTORS * L
+        of_hidden = vectors + place * LAYERS * VECTORS * L
+        square_at = t[:, None] * L + t[None, :]
+        k32 = k.to(tl.float32)
+        k_norm = length(k32)
+        measured = (first + c) % EVERY == EVERY - 1
+
+        # The last product, and what of the hidden units the passes after it need.
+        if DEEP:
+            z = tl.zeros([L, D], tl.float32)
+            square = tl.zeros([L], tl.float32)
+            for b in range(0, H, BLOCK):
+                hb = b + tl.arange(0, BLOCK)
+                w1 = tl.load(hidden_m + hb[:, None] * D + d[None, :]).to(KIND)
+                w2 = tl.load(last_m + d[:, None] * H + hb[None, :]).to(KIND)
+                x, slope = gelu(tl.dot(k, tl.trans(w1), input_precision=PRECISION), ROUGH)
+                xt = x.to(KIND)
+                tl.store(made + t[:, None] * H + hb[None, :], xt)
+                tl.store(slopes + t[:, None] * H + hb[None, :], slope)
+                z = tl.dot(xt, tl.trans(w2), z, input_precision=PRECISION)
+                square += tl.sum(x * x, 1)
+            x_norm = tl.sqrt(square)
+        else:
+            w2 = tl.load(last_m + d[:, None] * D + d[None, :]).to(KIND)
+            z = tl.dot(k, tl.trans(w2), input_precision=PRECISION)
+            x_norm = k_norm
+        delta, rstd = output_delta(z, k32, v, k_norm, D, RESIDUAL, NORM, False)
+        last_norm = length(delta) * x_norm
+
+        # The inner gradient of the hidden layer, whose norm must be known before any of it is stored.
+        if DEEP:
+            tl.debug_barrier()
+            square = tl.zeros([L], tl.float32)
+            dt = delta.to(KIND)
+            for b in range(0, H, BLOCK):
+                hb = b + tl.arange(0, BLOCK)
+                w2 = tl.load(last_m + d[:, None] * H + hb[None, :]).to(KIND)
+                slope = tl.load(slopes + t[:, None] * H + hb[None, :]).to(tl.float32)
+                back = tl.dot(dt, w2, input_precision=PRECISION) * slope
+                tl.store(slopes + t[:, None] * H + hb[None, :], back)
+                square += tl.sum(back * back, 1)
+            hidden_norm = tl.sqrt(square) * k_norm
+            tl.debug_barrier()
+        scaled = _clipped(delta, last_norm, clip, CLIP)
+
+        # The read of every token.
+        a = _vector(of_last, 2, t, L)[:, None]
+        f = _vector(of_last, 3, t, L)[:, None]
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if DEEP:
+            hidden_factor = tl.full([L], 1.0, tl.float32)
+            if CLIP:
+                hidden_factor = tl.minimum(clip / tl.maximum(hidden_norm, 1e-15), 1.0)
+            own = scores * tl.load(decay + place * LAYERS * L * L + square_at).to(tl.float32)
+            own = (-own * hidden_factor[None, :]).to(KIND)
+            qa = (_vector(of_hidden, 2, t, L)[:, None] * q.to(tl.float32)).to(KIND)
+            qf = (_vector(of_hidden, 3, t, L)[:, None] * q.to(tl.float32)).to(KIND)
+            scores = tl.zeros([L, L], tl.float32)
+            z = tl.zeros([L, D], tl.float32)
+            for b in range(0, H, BLOCK):
+                hb = b + tl.arange(0, BLOCK)
+                w1 = tl.load(hidden_m + hb[:, None] * D + d[None, :]).to(KIND)
+                s1 = tl.load(hidden_s + hb[:, None] * D + d[None, :]).to(KIND)
+                back = tl.load(slopes + t[:, None] * H + hb[None, :])
+                y = tl.dot(qa, tl.trans(w1), input_precision=PRECISION)
+                y = tl.dot(qf, tl.trans(s1), y, input_precision=PRECISION)
+                y = tl.dot(own, back, y, input_precision=PRECISION)
+                y, _ = gelu(y, ROUGH)
+                x = tl.load(made + t[:, None] * H + hb[None, :])
+                w2 = tl.load(last_m + d[:, None] * H + hb[None, :]).to(KIND)
+                s2 = tl.load(last_s + d[:, None] * H + hb[None, :]).to(KIND)
+                scores = tl.dot(y.to(KIND), tl.trans(x), scores, input_precision=PRECISION)
+                z = tl.dot((a * y).to(KIND), tl.trans(w2), z, input_precision=PRECISION)
+                z = tl.dot((f * y).to(KIND), tl.trans(s2), z, input_precision=PRECISION)
+                if CACHE:
+                    open_chunk = cell_field(cells, OPEN, cell, count)
+                    kept = located(open_chunk, inputs_offset + layer * inputs_stride, KIND)
+                    tl.store(kept + head * L * H + t[:, None] * H + hb[None, :], x)
+                    kept = located(open_chunk, back_offset + layer * back_stride, KIND)
+                    back32 = back.to(tl.float32) * hidden_factor[:, None]
+                    tl.store(kept + head * L * H + t[:, None] * H + hb[None, :], back32)
+        else:
+            w2 = tl.load(last_m + d[:, None] * D + d[None, :]).to(KIND)
+            s2 = tl.load(last_s + d[:, None] * D + d[None, :]).to(KIND)
+            z = tl.dot((a * q.to(tl.float32)).to(KIND), tl.trans(w2), input_precision=PRECISION)
+            z = tl.dot((f * q.to(tl.float32)).to(KIND), tl.trans(s2), z, input_precision=PRECISION)
+        weight = tl.load(decay + (place * LAYERS + LAYERS - 1) * L * L + square_at).to(tl.float32)
+        z -= tl.dot((scores * weight).to(KIND), scaled.to(KIND), input_precision=PRECISION)
+        y = head_norm(finish(z, q.to(tl.float32), D, RESIDUAL, NORM), own_norm, D, epsilon)
+        opened = tl.load(
+            gates + (cell * CELL + c * L + t)[:, None] * gates_width + gates_column + head * D + d[None, :]
+        ).to(tl.float32)
+        at = out + (cell * CELL + c * L) * DIM + head * D
+        tl.store(at + tile, y / (1.0 + tl.exp(-opened)))
+        if CACHE:
+            open_chunk = cell_field(cells, OPEN, cell, count)
+            kept = located(open_chunk, keys_offset + layer * keys_stride, KIND)
+            tl.store(kept + head * L * D + t[:, None] * D + d[None, :], k)
+            kept = located(open_chunk, deltas_offset + layer * deltas_stride, KIND)
+            tl.store(kept + head * L * D + t[:, None] * D + d[None, :], scaled)
+
+        # The store.
+        w = _vector(of_last, 0, t, L)
+        a_end = _last(of_last, 2, L)
+        step = tl.zeros([D], tl.float32)
+        before = tl.zeros([D], tl.float32)
+        if DEEP:
+            hidden_step = tl.zeros([BLOCK], tl.float32)
+            hidden_before = tl.zeros([BLOCK], tl.float32)
+        if STORE:
+            m_stores = _stores(w, scaled, k)
+            s_stores = _stores(_vector(of_last, 1, t, L), scaled, k)
+            f_end = _last(of_last, 3, L)
+            e_end = _last(of_last, 4, L)
+            if DEEP:
+                k_for_m = ((-_vector(of_hidden, 0, t, L) * hidden_factor)[:, None] * k.to(tl.float32)).to(
+                    KIND
+                )
+                k_for_s = ((-_vector(of_hidden, 1, t, L) * hidden_factor)[:, None] * k.to(tl.float32)).to(
+                    KIND
+                )
+                ha_end = _last(of_hidden, 2, L)
+                hf_end = _last(of_hidden, 3, L)
+                he_end = _last(of_hidden, 4, L)
+                for b in range(0, H, BLOCK):
+                    hb = b + tl.arange(0, BLOCK)
+                    at1 = hb[:, None] * D + d[None, :]
+                    back = tl.trans(tl.load(slopes + t[:, None] * H + hb[None, :]))
+                    one, two = _move(
+                        hidden_m + at1,
+                        hidden_s + at1,
+                        back,
+                        k_for_m,
+                        back,
+                        k_for_s,
+                        ha_end,
+                        hf_end,
+                        he_end,
+                        PRECISION,
+                    )
+                    hidden_step += one
+                    hidden_before += two
+                    at2 = d[:, None] * H + hb[None, :]
+                    x = tl.load(made + t[:, None] * H + hb[None, :])
+                    one, two = _move(
+                        last_m + at2, last_s + at2, m_stores, x, s_stores, x, a_end, f_end, e_end, PRECISION
+                    )
+                    step += one
+                    before += two
+            else:
+                at2 = d[:, None] * D + d[None, :]
+                step, before = _move(
+                    last_m + at2, last_s + at2, m_stores, k, s_stores, k, a_end, f_end, e_end, PRECISION
+                )
+
+        # What the chunk did, for the trace.
+        theta = _vector(of_last, 5, t, L)
+        whole = last_norm * last_norm
+        momentary = whole * theta * theta
+        tl.store(norms + (place * LAYERS + LAYERS - 1) * L + t, last_norm)
+        told = trace + place * (3 + 2 * LAYERS)
+        if DEEP:
+            theta = _vector(of_hidden, 5, t, L)
+            square = hidden_norm * hidden_norm
+            whole += square
+            momentary += square * theta * theta
+            tl.store(norms + place * LAYERS * L + t, hidden_norm)
+            tl.store(told + 3, tl.sum(hidden_step, 0))
+            tl.store(told + 4, tl.sum(hidden_before, 0))
+        tl.store(told + 1 + 2 * LAYERS, tl.sum(step, 0))
+        tl.store(told + 2 + 2 * LAYERS, tl.sum(before, 0))
+        tl.store(told, tl.sum(tl.sqrt(whole), 0))
+        tl.store(told + 1, tl.sum(tl.sqrt(momentary), 0))
+        gain = float("nan")
+        if measured:
+            gram = tl.zeros([L, L], tl.float32)
+            if DEEP:
+                for b in range(0, H, BLOCK):
+                    x = tl.load(made + t[:, None] * H + b + tl.arange(0, BLOCK)[None, :])
+                    gram = tl.dot(x, tl.trans(x), gram, input_precision=PRECISION)
+            else:
+                gram = tl.dot(k, tl.trans(k), gram, input_precision=PRECISION)
+            curvature = 2.0 * w
+            if NORM:
+                curvature *= rstd * rstd
+            if CLIP:
+                curvature *= tl.minimum(clip / tl.maximum(last_norm, 1e-15), 1.0)
+            both = gram * gram * curvature[:, None] * curvature[None, :]
+            lead = tl.sum(curvature * x_norm * x_norm, 0)
+            gain = tl.sum(tl.sum(both, 1), 0) / tl.maximum(lead, 1e-30) / (1.0 + a_end)
+        tl.store(told + 2, gain)
+
+
+def launch(width: int) -> dict[str, int]:
+    """Of shapes alone, so that bits don't depend on load."""
+    return {"BLOCK": min(width, 64), "num_warps": 8 if width >= 64 else 4, "num_stages": 1}
+
+
+def learn(
+    streams: Tensor,
+    columns: tuple[int, int, int],
+    gates: Tensor,
+    gates_column: int,
+    decays: CellDecays,
+    work: Tensor,
+    norm: Tensor,
+    out: Tensor,
+    trace: Tensor,
+    norms: Tensor,
+    where: Where,
+    cached: Cached | None,
+    width: int,
+    architecture: Architecture,
+    clip: float | None,
+    epsilon: float,
+    every: int,
+    cells: Tensor,
+    cell: int,
+) -> None:
+    """Store and read each cell's chunks; without ``cached`` the state's memory moves, with it the open
+    chunk's cache is filled instead.
+
+    ``streams`` `[cells cell, 3 dim]`: k, q, v at ``columns``. ``gates`` `[cells cell, N]` has the output
+    gate, before its sigmoid, from ``gates_column`` on. ``work`` `[cells, H, 2, L, width]` is room. ``norm``
+    `[layers, D]`. ``out`` `[cells cell, dim]`: what was read, normed per head and gated. ``trace`` fp32
+    `[cells, chunks, H, TRACED + 2 depth]`; ``norms`` fp32 `[cells, chunks, H, depth, L]`: of the inner
+    gradients, before clipping. The gain is measured of every ``every``th chunk of a session.
+    """
+    _, _, heads, depth, length, _ = decays.G.shape
+    head_dim = norm.shape[1]
+    of_state = [pair for i in (0, -1) for pair in (where.memory[i], where.momentum[i])]
+    of_open = [(0, 0)] * 4
+    if cached is not None:
+        of_open = [cached.inputs[0], cached.inputs[-1], cached.deltas[0], cached.deltas[-1]]
+    learn_kernel[(heads, cells.shape[1])](
+        streams,
+        gates,
+        decays.vectors,
+        decays.G,
+        work,
+        norm,
+        out,
+        trace,
+        norms,
+        cells,
+        cells.shape[1],
+        gates.shape[1],
+        gates_column,
+        clip or 0.0,
+        epsilon,
+        *(number for pair in (*of_state, *of_open) for number in pair),
+        K_COLUMN=columns[0],
+        Q_COLUMN=columns[1],
+        V_COLUMN=columns[2],
+        HEADS=heads,
+        D=head_dim,
+        H=width,
+        CELL=cell,
+        L=length,
+        VECTORS=VECTORS,
+        EVERY=every,
+        DEEP=depth > 1,
+        RESIDUAL=architecture.residual,
+        NORM=architecture.norm,
+        CLIP=clip is not None,
+        STORE=cached is None,
+        CACHE=cached is not None,
+        ROUGH=streams.dtype == torch.bfloat16,
+        PRECISION=PRECISIONS[streams.dtype],
+        **launch(width),
+    )
+
+
+@triton.jit(do_not_specialize=["count"])
+def summary_kernel(
+    trace,
+    out,
+    cells,
+    count,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNKS_A_CELL: tl.constexpr,
+    LAYERS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    L: tl.constexpr,
+):
+    """Programs are (cell, chunk)."""
+    cell = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    if chunk >= cell_field(cells, CHUNKS, cell, count):
+        return
+    h = tl.arange(0, WIDTH)
+    here = h < HEADS
+    FIELDS: tl.constexpr = 3 + 2 * DEPTH
+    at = trace + ((cell * CHUNKS_A_CELL + chunk) * HEADS + h) * FIELDS
+    surprise = tl.sum(tl.load(at, mask=here, other=0.0), 0) / (HEADS * L)
+    momentary = tl.sum(tl.load(at + 1, mask=here, other=0.0), 0) / (HEADS * L)
+    gain = tl.load(at + 2, mask=here, other=float("-inf"))
+    gain = tl.where(tl.sum((gain != gain).to(tl.int32), 0) > 0, float("nan"), tl.max(gain, 0))
+    step = 0.0
+    before = 0.0
+    written = 0.0
+    for i in tl.static_range(DEPTH):
+        moved = tl.load(at + 3 + 2 * i, mask=here, other=0.0)
+        step += tl.sum(moved, 0)
+        before += tl.sum(tl.load(at + 4 + 2 * i, mask=here, other=0.0), 0)
+        written += tl.sum((moved > 0).to(tl.float32), 0)
+    layer = cell_field(cells, LAYER, cell, count)
+    # By chunk of the call and layer.
+    told = out + ((cell_field(cells, 2, cell, count) // L + chunk) * LAYERS + layer) * 5
+    tl.store(told, surprise)
+    tl.store(told + 1, momentary)
+    tl.store(told + 2, tl.sqrt(step / tl.maximum(before, 1e-30)))
+    tl.store(told + 3, gain)
+    tl.store(told + 4, written / (HEADS * DEPTH))
+
+
+def summarize(trace: Tensor, out: Tensor, cells: Tensor, length: int) -> None:
+    """From ``learn``'s trace, all heads together: fp32 ``out`` `[chunks of the call, layers, 5]`: surprise,
+    momentary surprise, moved, gain, share of (head, memory layer) cells that changed."""
+    _, chunks, heads, fields = trace.shape
+    summary_kernel[(cells.shape[1], chunks)](
+        trace,
+        out,
+        cells,
+        cells.shape[1],
+        HEADS=heads,
+        WIDTH=triton.next_power_of_2(heads),
+        CHUNKS_A_CELL=chunks,
+        LAYERS=out.shape[1],
+        DEPTH=(fields - TRACED) // 2,
+        L=length,
+        num_warps=1,
+    )
+
+
+@triton.jit(do_not_specialize=["count"])
+def settle_kernel(
+    cells,
+    count,
+    from_offset,
+    from_stride,
+    to_offset,
+    to_stride,
+    SIZE: tl.constexpr,
+    PIECE: tl.constexpr,
+    CHUNKS_A_SEGMENT: tl.constexpr,
+    L: tl.constexpr,
+):
+    """Programs are (cell, head)."""
+    cell = tl.program_id(0).to(tl.int64)
+    chunks = cell_field(cells, CHUNKS, cell, count)
+    place = cell_field(cells, PLACE, cell, count) // L
+    if chunks == 0:
+        return
+    if (place + chunks) % CHUNKS_A_SEGMENT != 0:
+        return
+    layer = cell_field(cells, LAYER, cell, count)
+    state = cell_field(cells, STATE, cell, count)
+    head = tl.program_id(1) * SIZE
+    source = located(state, from_offset + layer * from_stride, tl.float32) + head
+    target = located(state, to_offset + layer * to_stride, tl.float32) + head
+    i = tl.arange(0, PIECE)
+    for at in range(0, SIZE, PIECE):
+        tl.store(target + at + i, tl.load(source + at + i))
+
+
+def end_segments(
+    memory: Sequence[tuple[int, int]],
+    segment_memory: Sequence[tuple[int, int]],
+    heads: int,
+    size: int,
+    segment: int,
+    cells: Tensor,
+    length: int,
+) -> None:
+    """M* := M where a cell ends its segment (MAC); ``size`` elements of one head's matrix."""
+    for source, target in zip(memory, segment_memory, strict=True):
+        settle_kernel[(cells.shape[1], heads)](
+            cells,
+            cells.shape[1],
+            *source,
+            *target,
+            SIZE=size,
+            PIECE=min(size & -size, 4096),
+            CHUNKS_A_SEGMENT=segment // length,
+            L=length,
+            num_warps=4,
+        )

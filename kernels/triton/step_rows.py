@@ -1,0 +1,74 @@
+"""Norms, the block's gate and the residual sum for one token a session. Counterpart of ``rows``, where a cell
+has many; here a program has one row to itself, and all of its threads."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mnemosyne.kernels.triton.rows import Kind, _normed
+from mnemosyne.kernels.triton.step_table import begin
+
+
+@triton.jit
+def step_rows_kernel(
+    residual,
+    y,
+    m,
+    out,
+    weight,
+    norm_y,
+    norm_m,
+    epsilon,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    begin()
+    column = tl.arange(0, WIDTH)
+    inside = column < N
+    here = inside[None, :]
+    at = tl.program_id(0) * N + column[None, :]
+    x = tl.load((y if KIND == "between" else residual) + at, mask=here, other=0.0).to(tl.float32)
+    if KIND == "gate" or KIND == "paper":
+        from_y = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
+        from_m = tl.load(m + at, mask=here, other=0.0).to(tl.float32)
+        from_y = _normed(from_y, norm_y, 0, column, inside, N, epsilon)
+        from_m = _normed(from_m, norm_m, 0, column, inside, N, epsilon)
+        x += from_y / (1.0 + tl.exp(-from_m))
+        if KIND == "gate":
+            x += from_m
+        tl.store(residual + at, x, mask=here)
+    tl.store(out + at, _normed(x, weight, 0, column, inside, N, epsilon), mask=here)
+
+
+def step_rows(
+    kind: Kind,
+    residual: Tensor,
+    out: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    y: Tensor | None = None,
+    m: Tensor | None = None,
+    norm_y: Tensor | None = None,
+    norm_m: Tensor | None = None,
+) -> None:
+    """As ``rows.rows``, of one layer: ``residual`` and ``out`` `[sessions, N]`, norms' weights `[N]`. There
+    is no "add": the product before adds to the stream itself."""
+    sessions, N = out.shape
+    step_rows_kernel[(sessions,)](
+        residual,
+        out if y is None else y,
+        out if m is None else m,
+        out,
+        weight,
+        weight if norm_y is None else norm_y,
+        weight if norm_m is None else norm_m,
+        epsilon,
+        N=N,
+        WIDTH=triton.next_power_of_2(N),
+        KIND=kind,
+        num_warps=8,
+        launch_pdl=True,
+    )
