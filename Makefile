@@ -12,7 +12,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' requirements/lock.txt)
 FOLDERS := checkpoints engine kernels server training
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-gpu test-slow check format bench bench-gpu experiments load clean
+.PHONY: help demo serve test test-gpu test-slow check format bench bench-gpu bench-gpu-http experiments load clean
 
 help:
 	@echo "make demo      read 600 KB, answer from memory, survive kill -9: the whole in four minutes"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-slow the tests that take minutes"
 	@echo "make bench     measure ingest, beside titans-pytorch, and constancy on this machine"
 	@echo "make bench-gpu a CUDA device beside what it could do: ingest, decode, switching, peers"
+	@echo "make bench-gpu-http what the server adds to an engine on a CUDA device"
 	@echo "make experiments  measure what the papers claim, with tables and figures (ten minutes)"
 	@echo "make load      a minute of locust against a server that runs (URL=http://127.0.0.1:8000)"
 	@echo "make format    rewrite the files as make check wants them"
@@ -58,6 +59,9 @@ bench: $(VENV)/.bench
 
 bench-gpu: $(VENV)/.bench
 	@$(BIN)/python loadtests/bench_gpu.py $(ARGS)
+
+bench-gpu-http: $(VENV)/.bench
+	@$(BIN)/python loadtests/bench_gpu_http.py $(ARGS)
 
 experiments: $(VENV)/.experiments
 	@$(BIN)/python -m mnemosyne.training.experiments $(ARGS)

@@ -73,9 +73,8 @@ class Bench:
         wanted = [part for part in PARTS if part in self._only]
         if variant != "mac":
             wanted = [part for part in wanted if part in FOR_BOTH]
-        if name != self._presets[0]:
-            wanted = [part for part in wanted if part != "long"]
-        return wanted
+        kept = {"long": self._presets[0], "aggregate": self._presets[-1]}
+        return [part for part in wanted if kept.get(part, name) == name]
 
     def _model(self, name: str, variant: Variant) -> None:
         parts = self._parts(name, variant)
@@ -180,10 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     plan = TOY if card.trial else QUICK if options.quick else FULL
     if options.wheels:
         # After the machine's own, and for the peers' processes too.
-        sys.path.append(str(options.wheels))
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [*filter(None, [os.environ.get("PYTHONPATH")]), str(options.wheels)]
-        )
+        wheels = str(options.wheels.resolve())
+        sys.path.append(wheels)
+        os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), wheels])
     console.print(formulas(), highlight=False, markup=False)
     bench = Bench(card, plan, options.only or list(NAMED), presets, time.perf_counter() + options.seconds)
     bench.facts["commit"] = options.commit or commit_of(Path(__file__).resolve().parent)

@@ -73,9 +73,15 @@ class Line:
         return {name: value for name, value in given.items() if value is not None and value != ""}
 
 
+MOST_CHARACTERS = 400
+
+
 def failed(what: str, error: BaseException) -> Line:
-    said = str(error).strip().splitlines()
-    return Line(what, None, why=f"{type(error).__name__}: {said[0] if said else ''}"[:300], failed=True)
+    """With the end of what it says, where the cause stands."""
+    said = " ".join(str(error).split())
+    if len(said) > MOST_CHARACTERS:
+        said = f"... {said[-MOST_CHARACTERS:]}"
+    return Line(what, None, why=f"{type(error).__name__}: {said}", failed=True)
 
 
 def left_out(what: str, why: str) -> Line:

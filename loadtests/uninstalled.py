@@ -32,7 +32,9 @@ def linked(root: Path) -> Path:
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("usage: python3 loadtests/uninstalled.py SCRIPT ARGUMENTS ...")
-    path = [str(linked(ROOT)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    # Absolute: what the script starts may run in another folder.
+    path = [str(linked(ROOT)), *map(os.path.abspath, given)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     os.execve(sys.executable, [sys.executable, *sys.argv[1:]], environment)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -111,3 +113,18 @@ def test_the_limits_of_the_largest_preset_lie_where_they_are_expected(roofline: 
     config = preset("760M")
     assert 1 / roofline.seconds(roofline.ingest(config, 2), rates) == pytest.approx(0.29e6, rel=0.05)
     assert 1 / roofline.seconds(roofline.decode(config, 2, 1), rates) == pytest.approx(1.7e3, rel=0.15)
+
+
+@pytest.mark.parametrize("variant", ["mac", "mag"])
+@pytest.mark.parametrize("name", ["170M", "760M"])
+def test_the_page_of_benchmarks_says_what_is_counted(
+    roofline: ModuleType, name: str, variant: Variant
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (.*) \|$", page, re.MULTILINE))
+    column = ["170M mac", "170M mag", "760M mac", "760M mag"].index(f"{name} {variant}") - 4
+    parts = {part.name: part.value for part in roofline.ingest_operations(preset(name, variant))}
+    for what, value in parts.items():
+        row = rows["recall with M*" if what == "recall" else what]
+        assert row.split("|")[column].strip() == f"{value / 1e6:,.1f}", what
+    assert rows["together"].split("|")[column].strip() == f"{sum(parts.values()) / 1e6:,.0f}"
