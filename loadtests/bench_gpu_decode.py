@@ -73,7 +73,7 @@ class Decoding:
 
 
 def measure_decode(subject: Subject, rates: Rates, plan: Plan, until: float) -> list[Line]:
-    """Every batch of the plan that fits, smallest first. Raises CheckFailed."""
+    """Every batch of the plan that fits, smallest first; one whose check failed has no number."""
     lines = []
     for batch in plan.batches:
         what = f"{subject.name}: decoded tokens/s, batch {batch}, after {plan.context:,} tokens"
@@ -88,7 +88,9 @@ def measure_decode(subject: Subject, rates: Rates, plan: Plan, until: float) -> 
         try:
             speed, committing = speed_of(subject, batch, plan.context, plan.steps)
         except torch.OutOfMemoryError as error:
-            subject.card.clean()
+            lines.append(left_out(what, f"it doesn't fit: {error}"))
+            continue
+        except CheckFailed as error:
             lines.append(failed(what, error))
             continue
         work = decode(subject.config, subject.operand, batch)

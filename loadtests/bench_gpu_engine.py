@@ -87,7 +87,9 @@ async def measure_engine(
     await asyncio.gather(*(_ask(engine, base, prompt, asked.answer, token) for base in bases))
     reader = Reader(engine, vocab, asked.piece)
     reading = asyncio.create_task(reader.read(float("inf"))) if beside else None
-    while beside and not reader.done:
+    while reading is not None and not reader.done:
+        if reading.done():
+            await reading  # it failed before it had read anything
         await asyncio.sleep(0.01)
     before, began = reader.done, time.perf_counter()
 
