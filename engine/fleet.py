@@ -60,6 +60,11 @@ class Fleet:
             member.engine.on_lost(partial(self._lost, member))
 
     @property
+    def engines(self) -> dict[str, EngineLike]:
+        """By the name of their device; what is asked of one directly, the fleet doesn't know of."""
+        return {member.name: member.engine for member in self._members}
+
+    @property
     def info(self) -> EngineInfo:
         """What the engines have in common; ``device`` names them all, ``room_bytes`` is of all together."""
         if self._info is None:
