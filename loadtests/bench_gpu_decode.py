@@ -23,8 +23,8 @@ from mnemosyne.engine.state import GENERATED, SessionState
 LEAST_SHARE, AIM_SHARE = 0.4, 0.6
 GROUP_TOKENS = 65_536
 """Of the contexts that are read in one call."""
-WARM = 8
-"""Steps before the clock starts."""
+WARM = 2
+"""Steps before the clock starts, besides those in which every session commits a chunk."""
 
 
 class Decoding:
@@ -115,7 +115,7 @@ def speed_of(subject: Subject, batch: int, context: int, steps: int) -> tuple[fl
     states = _contexts(subject, batch, context)
     _check_alone(subject, states)
     decoding = Decoding(subject, states)
-    for _ in range(WARM):
+    for _ in range(subject.config.chunk + WARM):
         decoding.step()
     decoding.committing = 0.0
 

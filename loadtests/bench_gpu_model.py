@@ -7,7 +7,6 @@ what it is held to. Bits of a session are compared alone, among others, and in p
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Subject:
     """On the device, of one session."""
     card: Card
     path: str
-    """What serves: engine.gpu, or the plain model."""
+    """The module of what serves: of the kernels, or of the plain model where they can't."""
     distances: dict[str, float]
     """To float32, relative: of logits and of what the memory learned; served, and by the plain model."""
 
@@ -191,10 +190,13 @@ def check_same(found: SessionState, expected: SessionState, where: str) -> None:
 
 
 def _served(titans: Titans, card: Card) -> tuple[Model, str]:
+    """What an engine would serve with, and the module that it is of."""
     if card.trial:
-        return titans, "engine.model, the plain model"
-    module = importlib.import_module("mnemosyne.engine.gpu.model")
-    return module.served(titans), "engine.gpu"
+        return titans, type(titans).__module__
+    from mnemosyne.engine.gpu.model import served
+
+    model = served(titans)
+    return model, type(model).__module__
 
 
 @dataclass(frozen=True)
