@@ -93,9 +93,9 @@ class Member:
     def stats(self) -> dict[str, float]:
         return {
             "load": self.expected,
-            "moved_in_total": self.moved_in,
-            "moved_out_total": self.moved_out,
-            "moves_failed_total": self.moves_failed,
+            "device_moves_in_total": self.moved_in,
+            "device_moves_out_total": self.moved_out,
+            "device_moves_failed_total": self.moves_failed,
         }
 
     def _add(self, weight: float) -> None:
@@ -110,9 +110,9 @@ NAMES = {
     "up": "whether the device's engine runs: 1 or 0",
     "restarts_total": "times that the engine was started again after it had died",
     "load": "requests that read, and a quarter of those that answer, averaged over seconds",
-    "moved_in_total": "states moved here from other devices",
-    "moved_out_total": "states moved from here to other devices",
-    "moves_failed_total": "states that couldn't be moved away and stayed",
+    "device_moves_in_total": "states moved here from other devices",
+    "device_moves_out_total": "states moved from here to other devices",
+    "device_moves_failed_total": "states that couldn't be moved away and stayed",
 }
 """What a device's stats have besides ``engine.counters``: name -> meaning."""
 

@@ -155,7 +155,9 @@ async def measure_balance(fleet: Fleet, plan: Plan) -> Result:
     return {
         "sessions": len(stayed),
         "tokens_per_second": len(stayed) * (plan.tokens - start) / seconds,
-        "moves": sum(after[name]["moved_in_total"] - before[name]["moved_in_total"] for name in after),
+        "moves": sum(
+            after[name]["device_moves_in_total"] - before[name]["device_moves_in_total"] for name in after
+        ),
         "sessions_by_device": {name: held.count(name) for name in after},
         "digests": checked,
     }

@@ -143,7 +143,7 @@ async def test_a_state_moves_from_a_loaded_device_and_stays_the_same(pair: Pair)
     assert await fleet.export("mine read 0") == await alone(LONG, SHORT)
     assert fleet.device_of("mine read 0") == "a"
     stats = await fleet.device_stats()
-    assert (stats["a"]["moved_out_total"], stats["b"]["moved_in_total"]) == (1, 1)
+    assert (stats["a"]["device_moves_out_total"], stats["b"]["device_moves_in_total"]) == (1, 1)
     assert stats["a"]["handles"] == 3, "the beginning and two results, not what moved"
     assert stats["b"]["handles"] == 3
     assert await answer(fleet, "mine") == await answer(fleet, "mine")
@@ -250,7 +250,7 @@ async def test_what_does_not_move(pair: Pair) -> None:
     assert fleet.device_of("in a lull") == "a", "the other is between two pieces"
     pair.open()
     await asyncio.gather(*one, balanced, lull)
-    assert (await fleet.device_stats())["a"]["moved_out_total"] == 0
+    assert (await fleet.device_stats())["a"]["device_moves_out_total"] == 0
 
 
 async def test_a_state_that_has_just_come_stays(pair: Pair) -> None:
@@ -327,7 +327,7 @@ async def test_calls_may_build_on_one_that_waits_for_a_move(pair: Pair) -> None:
     await asyncio.gather(*chain, *others)
     assert await exported == await alone(LONG, LONG, LONG, LONG)
     stats = await fleet.device_stats()
-    assert (stats["a"]["moved_out_total"], stats["b"]["handles"], stats["a"]["handles"]) == (1, 1, 3)
+    assert (stats["a"]["device_moves_out_total"], stats["b"]["handles"], stats["a"]["handles"]) == (1, 1, 3)
 
 
 async def test_a_caller_that_leaves_amid_a_move_leaves_nothing(pair: Pair) -> None:
