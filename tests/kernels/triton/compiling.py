@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 
 class Resources(NamedTuple):
@@ -28,6 +28,10 @@ class Resources(NamedTuple):
     """Instructions of Hopper's tensor cores."""
     mma: int
     """Instructions of the older form, which is slower."""
+    wide: int
+    """Loads and copies of 16 bytes at once, past the descriptors'."""
+    narrow: int
+    """Those of less."""
 
 
 class Launch(NamedTuple):
@@ -54,6 +58,7 @@ def resources(kernel: Any, launch: Launch) -> Resources:
     from triton.backends import nvidia
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     names = kernel.arg_names
     given = dict(zip(names, launch.arguments, strict=False))
@@ -65,10 +70,14 @@ def resources(kernel: Any, launch: Launch) -> Resources:
         if name in constants:
             signature[name] = "constexpr"
         elif isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
+            signature[name] = f"*{TYPES[value.dtype]}"
             attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
+            if signature[name] == "i32" and value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
     places = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -85,4 +94,6 @@ def resources(kernel: Any, launch: Launch) -> Resources:
         int(re.search(r"(\d+) bytes spill stores", said)[1]),
         ptx.count("wgmma.mma_async"),
         ptx.count("mma.sync"),
+        len(re.findall(r"ld\.global\S*\.v4\.b32|cp\.async\.c[ag]\S+ \[[^]]+\], \[[^]]+\], 0x10", ptx)),
+        len(re.findall(r"ld\.global(?!\S*\.v4\.b32)|cp\.async\.c[ag]\S+ \[[^]]+\], \[[^]]+\], 0x[48]", ptx)),
     )
