@@ -41,7 +41,7 @@ def grouped(weight: Tensor) -> Tensor:
     return groups.reshape(layers, parts * gates, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     a,
     weight,
