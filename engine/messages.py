@@ -267,4 +267,5 @@ class EngineInfo:
     """Of any session's state, tensors and pyramid."""
     max_queued_tokens: int
     room_bytes: int | None = None
-    """Bytes of states that it holds at most, in all tiers; None: as many as the server wants."""
+    """Bytes of states that it holds at most, in all tiers, those included that running requests make; None:
+    as many as the server wants."""

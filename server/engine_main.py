@@ -23,9 +23,10 @@ import torch
 
 from mnemosyne.checkpoints.snapshot import dump_state, load_state
 from mnemosyne.checkpoints.weights import load_checkpoint
-from mnemosyne.engine import numerics
+from mnemosyne.engine import numerics, room
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.errors import EngineError, MnemosyneError
+from mnemosyne.engine.holdings import tensor_bytes
 from mnemosyne.engine.messages import EngineInfo
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.process import refuse, serve
@@ -41,10 +42,14 @@ def make_engine(
     device: str = "cpu",
     precision: numerics.Precision = "auto",
     threads: int | None = None,
-    limits: Limits | None = None,
+    max_queued_tokens: int | None = None,
+    device_state_bytes: int | None = None,
+    host_state_bytes: int | None = None,
+    engines: int = 1,
 ) -> Engine:
-    """An engine for the checkpoint in a folder. Sets this process's number of threads; None: as many as it
-    may use.
+    """An engine for the checkpoint in a folder, one of ``engines`` on this machine. Sets this process's
+    number of threads; None: as many as it may use. Limits and budgets that aren't given follow from the
+    device.
 
     Raises ConfigError for a folder, weights or a device that can't be used."""
     torch.set_num_threads(threads or _processors())
@@ -54,6 +59,7 @@ def make_engine(
     model = Titans(found.config)
     model.load_state_dict(found.tensors(model.state_dict()))
     model.to(place).prepare(compute)
+    initial = model.initial_state()
     facts = numerics.describe(place, compute)
     info = EngineInfo(
         model_fingerprint=found.fingerprint,
@@ -63,7 +69,7 @@ def make_engine(
         device=device,
         dtype=facts["compute"],
         parameters=model.parameter_count(),
-        state_bytes=model.initial_state().nbytes,
+        state_bytes=initial.nbytes,
         max_queued_tokens=0,
     )
 
@@ -78,7 +84,13 @@ def make_engine(
         return state
 
     dump = partial(dump_state, model_fingerprint=found.fingerprint, numerics=facts)
-    return Engine(model, info, limits or Limits(), dump, load)
+    limits = Limits.for_device(place.type, max_queued_tokens)
+    budgets = room.budgets(
+        place, tensor_bytes(initial.tensors), device_state_bytes, host_state_bytes, engines
+    )
+    if budgets is not None:
+        log.info("states take up to %d bytes on %s and %d on the host", budgets.device, place, budgets.host)
+    return Engine(model, info, limits, dump, load, budgets)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             device=options.device,
             precision=options.dtype,
             threads=options.threads,
-            limits=Limits(max_queued_tokens=options.max_queued_tokens),
+            max_queued_tokens=options.max_queued_tokens,
+            device_state_bytes=options.device_state_bytes,
+            host_state_bytes=options.host_state_bytes,
+            engines=options.engines,
         )
     except MnemosyneError as error:
         refuse(connection, error)
@@ -117,7 +132,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--max-queued-tokens", type=int, default=Limits.max_queued_tokens)
+    parser.add_argument("--max-queued-tokens", type=int)
+    parser.add_argument("--device-state-bytes", type=int)
+    parser.add_argument("--host-state-bytes", type=int)
+    parser.add_argument("--engines", type=int, default=1, help="on this machine, this one included")
     return parser.parse_args(arguments)
 
 

@@ -51,6 +51,8 @@ TABLE: dict[type[Exception], Answer] = {
     Unauthenticated: Answer(401, "authentication_error", "invalid_api_key"),
     e.QueueFull: Answer(429, "overloaded_error", "queue_full"),
     e.QuotaExceeded: Answer(429, "rate_limit_error", "quota_exceeded"),
+    e.StatesFull: Answer(503, "unavailable_error", "states_full"),
+    e.DeviceFull: Answer(503, "unavailable_error", "device_full"),
     e.CapacityError: Answer(429, "overloaded_error", "overloaded"),
     e.SessionNotFound: Answer(404, "not_found_error", "session_not_found"),
     e.VersionNotFound: Answer(404, "not_found_error", "version_not_found"),

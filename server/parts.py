@@ -21,7 +21,7 @@ def make_engine(settings: Settings) -> EngineLike:
     Raises ConfigError where all CUDA devices are asked for and there is none."""
     devices = cuda_devices() if settings.device == "cuda:all" else settings.device.split(",")
     engines = {
-        name: EngineClient(_command(settings, device), name=f"the engine on {name}")
+        name: EngineClient(_command(settings, device, len(devices)), name=f"the engine on {name}")
         for name, device in zip(names_of(devices), devices, strict=True)
     }
     return Fleet(engines) if len(engines) > 1 else next(iter(engines.values()))
@@ -46,7 +46,7 @@ def cuda_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(count)]
 
 
-def _command(settings: Settings, device: str) -> list[str]:
+def _command(settings: Settings, device: str, engines: int) -> list[str]:
     command = [
         sys.executable,
         "-m",
@@ -57,11 +57,12 @@ def _command(settings: Settings, device: str) -> list[str]:
         device,
         "--dtype",
         settings.dtype,
-        "--max-queued-tokens",
-        str(settings.max_queued_tokens),
+        "--engines",
+        str(engines),
     ]
-    if settings.threads is not None:
-        command += ["--threads", str(settings.threads)]
+    for name in ("threads", "max_queued_tokens", "device_state_bytes", "host_state_bytes"):
+        if (value := getattr(settings, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
     return command
 
 

@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from mnemosyne.engine.errors import ConfigError
+from mnemosyne.engine.scheduler import Limits
 
 ENV_PREFIX = "MNEMOSYNE_"
 SHIPPED_CHECKPOINT = "mnemosyne-1"
@@ -75,8 +76,18 @@ class Settings(BaseSettings):
     max_request_tokens: int = Field(
         131_072, ge=1, description="Most tokens that one request may bring and ask for, together."
     )
-    max_queued_tokens: int = Field(
-        1_048_576, ge=1, description="Queued tokens of a device above which work is refused with 429."
+    max_queued_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Queued tokens of a device above which work is refused; what suits it if not set.",
+    )
+    device_state_bytes: int | None = Field(
+        None, ge=1, description="States on each GPU; three quarters of what the model leaves if not set."
+    )
+    host_state_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="States of each GPU in pinned host memory; half of the free memory for all if not set.",
     )
     default_max_tokens: int = Field(256, ge=1, description="Length limit of a chat answer that names none.")
     sse_ping_interval: float = Field(
@@ -97,7 +108,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
-        if self.max_request_tokens > self.max_queued_tokens:
+        if self.max_request_tokens > (self.max_queued_tokens or Limits.max_queued_tokens):
             raise ValueError("max_request_tokens can't be more than max_queued_tokens")
         return self
 

@@ -114,6 +114,8 @@ class Absorber:
                 except PASSING as error:
                     log.warning("reading into session %s goes on later: %s", live.id, error.message)
                     live.events.add("error", told(error))
+                    if isinstance(error, CapacityError):
+                        await self._core.make_room()
                     delay = FIRST_DELAY if live.session.length > before else min(2 * delay, LONGEST_DELAY)
                     await asyncio.sleep(delay)
         finally:

@@ -50,7 +50,9 @@ class Core:
         self.snapshots = Snapshots(
             store, engine, self.residents, self.leases, self.pace, settings.replay_seconds
         )
-        self.states = States(self.residents, self.recovery, self.snapshots, self.registry.family)
+        self.states = States(
+            self.residents, self.recovery, self.snapshots, self.registry.family, self.registry.find
+        )
         self.draining = False
         self.leases_lost = 0
         self._background: set[asyncio.Task[Any]] = set()
@@ -124,7 +126,7 @@ class Core:
         return task
 
     async def make_room(self) -> None:
-        await self.states.make_room(self.registry.find)
+        await self.states.make_room()
 
     async def stop_background(self) -> None:
         for task in self._background:

@@ -25,6 +25,8 @@ from mnemosyne.server.sessions.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 Family = Callable[[Session], Awaitable[Mapping[str, Session]]]
+Lives = Callable[[str], Awaitable[Live | None]]
+"""A session by its id."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,10 @@ class Pinned:
 
 class States:
     def __init__(
-        self, residents: Residents, recovery: Recovery, snapshots: Snapshots, family: Family
+        self, residents: Residents, recovery: Recovery, snapshots: Snapshots, family: Family, lives: Lives
     ) -> None:
-        self._residents, self._recovery, self._snapshots, self._family = (
-            residents,
-            recovery,
-            snapshots,
-            family,
-        )
+        self._residents, self._recovery, self._snapshots = residents, recovery, snapshots
+        self._family, self._lives = family, lives
         self._restoring: dict[Point, asyncio.Task[Restored]] = {}
         self._making_room = False
 
@@ -103,14 +101,16 @@ class States:
         if held is not None:
             held.claims.add(with_session)
 
-    async def make_room(self, lives: Callable[[str], Awaitable[Live | None]]) -> None:
+    async def make_room(self) -> None:
         """Save and let go of the least recently used states until there is room."""
         if self._making_room:
             return
         self._making_room = True
         try:
             for resident in self._residents.surplus():
-                await self._snapshots.save_before_leaving(await lives(resident.home.session_id), resident)
+                await self._snapshots.save_before_leaving(
+                    await self._lives(resident.home.session_id), resident
+                )
                 if not resident.pins:
                     self._residents.drop(resident)
         finally:
@@ -138,6 +138,7 @@ class States:
 
     async def _restore_now(self, live: Live, home: Point) -> Restored:
         family = await self._family(live.session)
+        await self.make_room()  # whoever asked for one state after the other would be refused at last
         try:
             restored = await self._recovery.restore(home, family, live.session.created.tenant)
         except MnemosyneError as error:

@@ -15,7 +15,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
-from mnemosyne.engine.errors import Cancelled, IdempotencyRunning, NotFinite, RequestError
+from mnemosyne.engine.errors import (
+    Cancelled,
+    CapacityError,
+    IdempotencyRunning,
+    NotFinite,
+    RequestError,
+)
 from mnemosyne.engine.messages import INITIAL, FinishReason, Token
 from mnemosyne.server.sessions import records
 from mnemosyne.server.sessions.answers import answered, given_before, usage
@@ -177,6 +183,8 @@ class Turns:
             if live is not None and isinstance(error, NotFinite):
                 live.trouble = "not_finite"
                 live.events.add("error", told(error))
+            if isinstance(error, CapacityError):
+                self._core.spawn(self._core.make_room(), "making room")
             run.stream.put(error)
         finally:
             del self._runs[run]

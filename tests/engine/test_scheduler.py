@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from mnemosyne.engine.cap import PATIENCE
 from mnemosyne.engine.errors import ContextTooLong, QueueFull
 from mnemosyne.engine.scheduler import Limits, Scheduler
 
@@ -207,6 +211,68 @@ def test_limits() -> None:
     s.finish("b")
     s.accept("d", "t", 500)
     assert s.requests == 3
+
+
+def test_a_gpu_is_given_more_at_once_and_a_setting_beats_the_default() -> None:
+    cpu, cuda = Limits.for_device("cpu"), Limits.for_device("cuda")
+    assert cpu == Limits()
+    assert (cuda.max_super_chunk, cuda.max_ingest_tokens, cuda.max_queued_tokens) == (2048, 131_072, 1 << 21)
+    assert (cuda.max_ingest_batch, cuda.max_decode_batch, cuda.step_seconds) == (64, 256, 1.0)
+    assert cuda.decode_pause_seconds == cpu.decode_pause_seconds
+    assert Limits.for_device("cuda", 5000) == replace(cuda, max_queued_tokens=5000)
+
+
+def test_a_step_takes_no_more_sessions_than_there_is_room_for() -> None:
+    s = scheduler()
+    for i in range(4):
+        ingest(s, f"s{i}", "t", 10)
+    assert s.next_ingest(2) == (("s0", "s1"), 7)
+    assert s.next_ingest(0) == s.next_ingest(-3) == (("s0",), 10), "one always goes"
+
+
+def test_what_was_too_large_is_not_tried_again_soon() -> None:
+    s = scheduler(step_seconds=100.0, max_super_chunk=1 << 10, max_ingest_tokens=100 * CHUNK)
+    for i in range(3):
+        ingest(s, f"s{i}", "t", 1000)
+    assert s.next_ingest() == (("s0", "s1"), 50)
+    assert s.ingest_too_large(100)
+    assert s.next_ingest() == (("s0", "s1"), 25)
+    assert s.ingest_too_large(50) and s.ingest_too_large(25) and s.ingest_too_large(12)
+    assert s.next_ingest() == (("s0", "s1", "s2"), 2)
+    assert s.ingest_too_large(2)
+    assert s.next_ingest() == (("s0",), 1)
+    assert not s.ingest_too_large(1), "there is nothing smaller"
+    for _ in range(PATIENCE):
+        s.observe(1000, 0.25)
+    assert s.next_ingest() == (("s0", "s1"), 1)
+
+
+def test_decodes_that_were_too_many_take_turns() -> None:
+    s = scheduler()
+    for i in range(8):
+        s.accept(f"d{i}", "t", 1)
+        s.to_decode(f"d{i}")
+    assert s.decode_too_large(8)
+    assert len(s.next_decode()) == 4
+    assert s.decode_too_large(4) and s.decode_too_large(2) and not s.decode_too_large(1)
+    done: Counter[str] = Counter()
+    for _ in range(24):
+        for item in s.next_decode():
+            s.decoded(item)
+            done[item] += 1
+    assert set(done.values()) == {3}
+
+
+def test_to_choose_a_step_of_a_gpu_takes_no_time() -> None:
+    s = Scheduler(Limits.for_device("cuda"), CHUNK)
+    s.observe(100_000, 0.2)
+    rng = random.Random(1)
+    for i in range(200):
+        ingest(s, f"s{i}", f"t{i % 5}", rng.randrange(1, 150))
+    began = time.perf_counter()
+    items, chunks = s.next_ingest()
+    assert time.perf_counter() - began < 0.1, "a look at each of 2048 lengths took far longer"
+    assert len(items) * chunks > 1000
 
 
 def test_the_policy_needs_no_torch() -> None:

@@ -25,6 +25,7 @@ from mnemosyne.engine.errors import (
     UnknownHandle,
 )
 from mnemosyne.engine.messages import INITIAL, Finished, Progress, Sampling
+from mnemosyne.engine.scheduler import Limits
 from mnemosyne.server.engine_main import make_engine
 from tests.engine.models import random_tokens, small_config, small_model
 
@@ -110,6 +111,8 @@ async def test_states_are_checked_as_they_come_in(checkpoint: Checkpoint, tmp_pa
 async def test_why_it_cannot_start_is_said(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
         await client(tmp_path).start()
+    with pytest.raises(ConfigError, match="host_state_bytes are for a CUDA device"):
+        await client(checkpoint.path, "--host-state-bytes", "1000").start()
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             await client(checkpoint.path, "--device", "cuda").start()
@@ -121,5 +124,6 @@ def test_the_precision_is_part_of_the_numerics(checkpoint: Checkpoint) -> None:
         info = make_engine(checkpoint.path, precision=precision, threads=1).info  # type: ignore[arg-type]
         assert (info.dtype, info.numerics["compute"], info.numerics["threads"]) == (precision, precision, "1")
         facts[info.numerics_fingerprint] = info.state_bytes
+        assert (info.max_queued_tokens, info.room_bytes) == (Limits.max_queued_tokens, None)
     assert len(facts) == 2 and len(set(facts.values())) == 2
     assert make_engine(checkpoint.path, threads=1).info.dtype in ("float32", "bfloat16")

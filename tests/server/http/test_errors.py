@@ -36,6 +36,9 @@ def test_each_class_of_the_tree_has_a_row_and_no_bug_tells_its_insides() -> None
         assert row is not TABLE[Exception] or cls in (
             tree.MnemosyneError, tree.SessionError, tree.EngineError, tree.ConfigError, tree.IdempotencyError
         )  # fmt: skip
+    for error in (tree.StatesFull("m"), tree.DeviceFull("m", retry_after=5)):
+        row, _, headers = describe(error)
+        assert row.status == 503 and headers["Retry-After"] == str(error.attributes.get("retry_after", 1))
     assert "secret" not in json.dumps(describe(ValueError("secret"))[1])
 
 

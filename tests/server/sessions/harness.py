@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from mnemosyne.checkpoints.snapshot import dump_state, load_state
 from mnemosyne.checkpoints.store import SessionStore
 from mnemosyne.engine.config import MemoryConfig, ModelConfig
+from mnemosyne.engine.copies import Copier
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.inline import InlineEngine
 from mnemosyne.engine.interface import EngineLike
@@ -22,6 +23,7 @@ from mnemosyne.engine.messages import EngineInfo, Sampling, Token
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.scheduler import Limits
 from mnemosyne.engine.state import SessionState
+from mnemosyne.engine.tiers import Budgets
 from mnemosyne.server.sessions.service import ServiceSettings, SessionService
 from mnemosyne.server.sessions.tokens import TextTokenizer
 from mnemosyne.server.sessions.turns import TurnStream
@@ -68,7 +70,12 @@ def tokenizer() -> TextTokenizer:
     return TextTokenizer(made)
 
 
-def make_engine(limits: Limits | None = None, fingerprint: str = FINGERPRINT) -> InlineEngine:
+def make_engine(
+    limits: Limits | None = None,
+    fingerprint: str = FINGERPRINT,
+    budgets: Budgets | None = None,
+    copier: Copier | None = None,
+) -> InlineEngine:
     model: Titans = small_model(CONFIG)
     numerics = {"device": "cpu", "compute": "float32"}
     info = EngineInfo(
@@ -87,7 +94,7 @@ def make_engine(limits: Limits | None = None, fingerprint: str = FINGERPRINT) ->
         return load_state(data, config=CONFIG, dtype=torch.float32, model_fingerprint=fingerprint)[0]
 
     dump = partial(dump_state, model_fingerprint=fingerprint, numerics=numerics)
-    return InlineEngine(Engine(model, info, limits or Limits(), dump, load))
+    return InlineEngine(Engine(model, info, limits or Limits(), dump, load, budgets, copier))
 
 
 def make_service(
