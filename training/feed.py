@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mnemosyne.training import corpus
+from mnemosyne.training.babilong.stories import load_stories
+from mnemosyne.training.babilong.story_rows import StoryRows
+from mnemosyne.training.babilong.tasks import parse_numbers
+from mnemosyne.training.rows import Rows
 from mnemosyne.training.samples import MAX_FACTS, Sampler
 from mnemosyne.training.settings import Settings
 
@@ -23,7 +27,7 @@ SHARES = {"books": 0.4, "docs": 0.6}
 
 
 class Arrays(NamedTuple):
-    """One batch as it travels: ``tokens`` and ``fact`` [B, T], the rest [B, K] (``samples.Targets``)."""
+    """One batch as it travels: ``tokens`` and ``fact`` [B, T], the rest [B, K] (``rows.Targets``)."""
 
     tokens: NDArray[Any]
     fact: NDArray[Any]
@@ -34,15 +38,18 @@ class Arrays(NamedTuple):
     distance: NDArray[Any]
 
 
-def draw(sampler: Sampler, step_tokens: int, length: int, noise: float) -> Arrays:
+def draw(sampler: Rows, step_tokens: int, length: int, noise: float) -> Arrays:
     """A batch of about ``step_tokens`` tokens in rows of ``length``; its shapes depend on these two alone."""
     batch = sampler.batch(max(1, step_tokens // length), length, noise)
     chosen = sampler.targets(batch, answers=min(MAX_FACTS, length // 20), text=length // 8)
     return Arrays(batch.tokens.astype(np.uint16), batch.fact, *vars(chosen).values())
 
 
-def sampler(settings: Settings, seed: int) -> Sampler:
+def sampler(settings: Settings, seed: int) -> Rows:
     tokenizer = Tokenizer.from_file(str(settings.tokenizer))
+    if settings.babi is not None:
+        stories = load_stories(settings.babi, parse_numbers(settings.tasks), "train")
+        return StoryRows(tokenizer, [(corpus.load(settings.data, "books"), 1.0)], seed, stories)
     return Sampler(tokenizer, [(corpus.load(settings.data, n), share) for n, share in SHARES.items()], seed)
 
 

@@ -19,6 +19,10 @@ class Settings:
     """Wall clock, the end of which the learning rate's decay aims at."""
     data: Path = Path("build/training-data")
     tokenizer: Path = Path("checkpoints/mnemosyne-1/tokenizer.json")
+    babi: Path | None = None
+    """Folder of bAbI's files, whose stories the rows tell (``babilong.story_rows``); None: invented facts."""
+    tasks: str = "1-10"
+    """Of bAbI, by number."""
     out: Path = Path("build/run")
     resume: Path | None = None
     """Folder of an earlier run to go on from."""
@@ -115,7 +119,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
         name = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
-        elif field.name == "resume":
+        elif field.default is None:
             parser.add_argument(name, type=Path)
         else:
             parser.add_argument(name, type=type(field.default), default=field.default)

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from mnemosyne.training.corpus import Stream
 from mnemosyne.training.facts import PROMPT, QUESTION, RELATIONS, Relation, split_of
-from mnemosyne.training.samples import Batch, Sampler
+from mnemosyne.training.rows import Batch
+from mnemosyne.training.samples import Sampler
 
 CASES = [(256, 0.0), (512, 20.0), (1024, 100.0), (2048, 600.0)]
 
