@@ -20,7 +20,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,8 +118,7 @@ class TitansPytorch(Peer):
         return model
 
     def prefill(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(ids, disable_flex_attn=True, return_cache=True)[0]
-        return logits
+        return cast(Tensor, self.model(ids, disable_flex_attn=True, return_cache=True)[0])
 
     def decoder(self, batch: int, context: int) -> Step:
         tokens, new = self.ids(batch, context), self.ids(batch, 1)
@@ -149,8 +149,7 @@ class Llama(Peer):
             tie_word_embeddings=False,
             attn_implementation="sdpa",
         )
-        model: nn.Module = library.LlamaForCausalLM._from_config(config)
-        return model
+        return cast(nn.Module, library.LlamaForCausalLM._from_config(config))
 
     def prepare(self, ids: Tensor) -> None:
         if self.toy:
@@ -170,8 +169,7 @@ class Llama(Peer):
         self._chosen.__enter__()
 
     def prefill(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).logits
-        return logits
+        return cast(Tensor, self.model(input_ids=ids, use_cache=True, logits_to_keep=1).logits)
 
     def decoder(self, batch: int, context: int) -> Step:
         new = self.ids(batch, 1)
@@ -191,14 +189,11 @@ class Llama(Peer):
         """The step stays at one place: a timing, not a text."""
         library, new = importlib.import_module("transformers"), self.ids(batch, 1)
         cache = library.StaticCache(config=self.model.config, max_cache_len=context + HEAD)
-        self.model(
-            input_ids=self.ids(batch, context), past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        made: list[Tensor] = []
+        call = partial(self.model, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        call(input_ids=self.ids(batch, context))
 
         def step() -> Tensor:
-            out = self.model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            return out.logits
+            return cast(Tensor, call(input_ids=new).logits)
 
         if self.toy:
             return step
@@ -210,11 +205,11 @@ class Llama(Peer):
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            made.append(step())
+            made = step()
 
         def replay() -> Tensor:
             graph.replay()
-            return made[0]
+            return made
 
         return replay
 
@@ -275,11 +270,8 @@ def _check(logits: Tensor) -> None:
 
 
 def _peak(peer: Peer) -> int:
-    if peer.toy:
-        return 0
-    peak = torch.cuda.max_memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    return peak
+    """Bytes of the device's memory, at most so far."""
+    return 0 if peer.toy else torch.cuda.max_memory_allocated()
 
 
 def main() -> None:

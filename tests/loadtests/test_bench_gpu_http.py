@@ -21,12 +21,12 @@ Script = Callable[[str], ModuleType]
 def bench(script: Script, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     found = script("bench_gpu_http")
     monkeypatch.setenv("MNEMOSYNE_THREADS", "1")
-    monkeypatch.setattr(found, "TOY", replace(found.TOY, counts=(2,), rounds=1))
+    monkeypatch.setattr(found, "TOY", replace(found.TOY, counts=(2,), rounds=1, context=16, piece=128))
     return found
 
 
 def run(bench: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
-    status = bench.main(["--device", "cpu", "--tokens", "512", *arguments])
+    status = bench.main(["--device", "cpu", "--tokens", "256", *arguments])
     before, _, last = capsys.readouterr().out.strip().rpartition("\n")
     return status, json.loads(last), before
 
