@@ -238,6 +238,8 @@ class Engine:
         is committed before its session's next token."""
         jobs = [self._desk.jobs[name] for name in self._scheduler.next_decode()]
         full = [job for job in jobs if job.decoding is not None and self._runner.commits_next(job.decoding)]
+        if not full:
+            return jobs
         running = self._desk.running()
         free = max(1, self._holdings.free(running))
         if len(full) <= free:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from mnemosyne.engine.copies import Copier, Copy, Tensors
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.errors import StatesFull
-from mnemosyne.engine.tiers import Budgets, Item, Tier, on_device, on_host, who_leaves
+from mnemosyne.engine.tiers import Budgets, Item, Tier, who_leaves
 
 log = logging.getLogger(__name__)
 UNBOUNDED = sys.maxsize
@@ -95,13 +95,14 @@ class Holdings:
         passed."""
         if self.budgets is None:
             return UNBOUNDED
-        return (self.budgets.device - on_device(self._items(running, reserves=False))) // self._nbytes
+        return (self.budgets.device - self._on_device(running)) // self._nbytes
 
     def fits(self, states: int, running: Sequence[Running]) -> bool:
         """Whether ``states`` more fit on the device, beside what those who run will need."""
         if self.budgets is None:
             return True
-        return on_device(self._items(running)) + states * self._nbytes <= self.budgets.device
+        reserved = sum(run.reserve for run in running)
+        return self._on_device(running) + reserved + states * self._nbytes <= self.budgets.device
 
     def make_room(self, states: int, running: Sequence[Running], keep: Held | None = None) -> None:
         """Have idle states leave, but ``keep``, so that soon ``states`` more fit on the device, and a little
@@ -109,6 +110,9 @@ class Holdings:
         if self.budgets is None:
             return
         wanted = states * self._nbytes + self.budgets.device // SPARE
+        reserved = sum(run.reserve for run in running)
+        if self._on_device(running) + reserved + wanted <= self.budgets.device:
+            return
         held = list(self._held.values())
         for i in who_leaves(self._items(running, keep, held), self.budgets, wanted):
             if not self._leave(held[i]):
@@ -163,15 +167,14 @@ class Holdings:
             "host_state_bytes": self._host_nbytes * sum(tier is not Tier.DEVICE for tier in tiers),
         }
 
-    def _items(
-        self,
-        running: Iterable[Running],
-        keep: Held | None = None,
-        held: Iterable[Held] | None = None,
-        reserves: bool = True,
-    ) -> list[Item]:
-        """The holdings in order, then what no handle stands for."""
-        running = list(running)
+    def _on_device(self, running: Sequence[Running]) -> int:
+        """Bytes that are taken there now, by holdings and by those who run; asked in every step."""
+        there = {key for key, held in self._held.items() if held.tier is not Tier.HOST}
+        used = {id(run.tensors) for run in running if run.tensors is not None}
+        return self._nbytes * len(there | used)
+
+    def _items(self, running: Sequence[Running], keep: Held | None, held: Sequence[Held]) -> list[Item]:
+        """``held`` in order, then what no handle stands for."""
         busy = {id(run.tensors) for run in running if run.tensors is not None}
         items = [
             Item(
@@ -181,11 +184,10 @@ class Holdings:
                 used=one.used,
                 busy=one.fixed or one is keep or id(one.tensors) in busy,
             )
-            for one in (self._held.values() if held is None else held)
+            for one in held
         ]
         others = self._nbytes * sum(key not in self._held for key in busy)
-        if reserves:
-            others += sum(run.reserve for run in running)
+        others += sum(run.reserve for run in running)
         items.append(Item(nbytes=others, host_nbytes=0, tier=Tier.DEVICE, used=self._clock, busy=True))
         return items
 
@@ -194,7 +196,7 @@ class Holdings:
             copy = self._copier.out(held.tensors)
         except RuntimeError as error:  # what torch raises where there is no more memory to pin
             assert self.budgets is not None
-            taken = on_host(self._items(()))
+            taken = self._host_nbytes * sum(held.tier is not Tier.DEVICE for held in self._held.values())
             log.error(
                 "no host memory for more than %d bytes of states, set --host-state-bytes lower: %s",
                 taken,

@@ -39,10 +39,10 @@ class Ingest:
         self._has_read = has_read
 
     def step(self) -> None:
+        if not self._scheduler.ingesting:
+            return
         running = self._desk.running()
         names, chunks = self._scheduler.next_ingest(self._holdings.free(running))
-        if not names:
-            return
         self._holdings.make_room(len(names), running)
         began = time.perf_counter()
         jobs = [self._desk.jobs[name] for name in names]

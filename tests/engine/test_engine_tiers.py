@@ -10,8 +10,10 @@ import torch
 
 from mnemosyne.checkpoints.snapshot import dump_state, load_state
 from mnemosyne.engine.copies import PlainCopier
+from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.gpu.blob import BlobLayout
+from mnemosyne.engine.holdings import Holdings, Running
 from mnemosyne.engine.messages import (
     INITIAL,
     Advanced,
@@ -27,7 +29,7 @@ from mnemosyne.engine.messages import (
     Token,
 )
 from mnemosyne.engine.scheduler import Limits
-from mnemosyne.engine.tiers import Budgets
+from mnemosyne.engine.tiers import Budgets, Tier
 from tests.engine.fakes import INFO, POISON, fake_engine
 from tests.engine.models import random_tokens, small_config, small_model
 from tests.engine.small_device import NBYTES, Device, DeviceCopier, device_engine
@@ -218,6 +220,35 @@ def test_a_full_batch_of_answers_commits_in_parts() -> None:
         got = last(events, f"g{i}")
         assert isinstance(got, Finished) and isinstance(want, Finished) and got.tokens == want.tokens
     assert device.most <= 20 and not stats(engine)["out_of_memory_total"]
+
+
+def test_a_step_makes_no_more_states_than_there_is_room_for() -> None:
+    device = Device()
+    engine = device_engine(device, on_device=6, on_host=40)
+    drain(engine, *(read(f"r{i}", INITIAL, str(i), ids(80, i)) for i in range(4)))
+    assert device.most <= 6, "four under way, the first one, and a new one"
+    for i in range(4):
+        assert exported(engine, str(i)) == expected(ids(80, i))
+
+
+def test_what_is_used_or_kept_does_not_leave() -> None:
+    counters, copier = Counters(), DeviceCopier(Device(), polls=1)
+    holdings = Holdings(NBYTES, counters, Budgets(device=6 * NBYTES, host=9 * NBYTES), copier)
+    held = [holdings.hold({"memory.0": torch.zeros(8)}, fixed=i == 0) for i in range(6)]
+    holdings.use(held[3])
+    running = [Running(held[1].tensors, 0), Running({"memory.0": torch.zeros(8)}, 0), Running(None, NBYTES)]
+    holdings.make_room(9, running, keep=held[2])
+    tiers = [one.tier for one in held]
+    assert tiers == [Tier.DEVICE] * 3 + [Tier.LEAVING] * 3
+    assert holdings.free(running) == -1, "seven are there until the copies have ended"
+    holdings.wait()
+    holdings.poll()
+    assert [one.tier for one in held] == [Tier.DEVICE] * 3 + [Tier.HOST] * 3
+    assert holdings.free(running) == 2 and holdings.fits(1, running) and not holdings.fits(2, running)
+    holdings.fetch(held[4])
+    assert held[4].tier is Tier.ARRIVING and holdings.free(running) == 1
+    del held[5], held[3]
+    assert holdings.gauges()["host_states"] == 1, "what nobody refers to is gone"
 
 
 def test_a_value_that_is_not_finite_stops_that_session_alone_with_its_last_good_state() -> None:
