@@ -67,12 +67,13 @@ def load_state(
     *,
     config: ModelConfig,
     dtype: torch.dtype,
+    momentum: torch.dtype = torch.float32,
     model_fingerprint: str,
     device: torch.device | str = "cpu",
 ) -> tuple[SessionState, Manifest]:
-    """The state in a file, for a model of ``config`` that computes in ``dtype``.
+    """The state in a file, for a model of ``config`` that computes in ``dtype`` and keeps ``momentum`` so.
 
-    A file of another compute dtype is converted; that the numerics differ is for the caller to see in the
+    A file of other dtypes is converted; that the numerics differ is for the caller to see in the
     manifest. Raises SnapshotCorrupt, SnapshotUnsupported (a later format), StateIncompatible (other weights).
     """
     metadata, tensors = format.decode(data)
@@ -94,8 +95,11 @@ def load_state(
     except (KeyError, ValueError, TypeError) as error:
         raise SnapshotCorrupt(f"a field of the state file is missing or can't be read: {error}") from error
     _check_tokens(position, pending, kinds, config)
-    check_layout(tensors, state_layout(config, stored))
-    wanted = state_layout(config, dtype)
+    # Momentum is fp32, or of the compute dtype where the file's writer kept it so.
+    kept = tensors.get("momentum.0", tensors["tails"]).dtype
+    kept = stored if kept == stored else torch.float32
+    check_layout(tensors, state_layout(config, stored, momentum_dtype=kept))
+    wanted = state_layout(config, dtype, momentum_dtype=momentum)
     state = SessionState(
         position=position,
         tensors={name: t.to(device=device, dtype=wanted[name][1]) for name, t in tensors.items()},

@@ -13,8 +13,8 @@ import torch
 from mnemosyne.engine.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-REVISION = "2"
-"""Of the kernels: another one whenever a change of theirs may change a bit."""
+REVISIONS = {"cpu": "2", "cuda": "3"}
+"""Of the kernels of a kind of device: another one whenever a change of theirs may change a bit."""
 _SIZE = 512
 """Rows, columns and depth of the product that is measured: large enough that one look tells."""
 _GAIN = 1.5
@@ -72,7 +72,7 @@ def describe(device: torch.device, compute: torch.dtype) -> dict[str, str]:
         "device": device.type,
         "kind": kind,
         "compute": str(compute).removeprefix("torch."),
-        "kernels": REVISION,
+        "kernels": REVISIONS[device.type],
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
     }

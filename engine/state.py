@@ -64,16 +64,20 @@ class SessionState:
 
 
 def state_layout(
-    config: ModelConfig, compute_dtype: torch.dtype, memory_dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    compute_dtype: torch.dtype,
+    memory_dtype: torch.dtype = torch.float32,
+    momentum_dtype: torch.dtype | None = None,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name -> (shape, dtype) of the committed tensors of one session; all of spec/memory.md section 6."""
+    """Name -> (shape, dtype) of the committed tensors of one session; all of spec/memory.md section 6.
+    Momentum has the memory's dtype unless another is given (``engine.gpu`` keeps it in the compute dtype)."""
     layers, heads, hd = config.layers, config.heads, config.head_dim
     momentum = config.memory.make_rule().algorithm.momentum
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for i, (out, inn) in enumerate(config.memory_shapes):
         layout[f"memory.{i}"] = ((layers, heads, out, inn), memory_dtype)
         if momentum:
-            layout[f"momentum.{i}"] = ((layers, heads, out, inn), memory_dtype)
+            layout[f"momentum.{i}"] = ((layers, heads, out, inn), momentum_dtype or memory_dtype)
         if config.variant == "mac":
             layout[f"segment_memory.{i}"] = ((layers, heads, out, inn), memory_dtype)
     projections = 4 if config.variant == "mac" else 3

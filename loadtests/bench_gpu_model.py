@@ -193,7 +193,7 @@ def _served(titans: Titans, card: Card) -> tuple[Model, str]:
     """What an engine would serve with, and the module that it is of."""
     if card.trial:
         return titans, type(titans).__module__
-    from mnemosyne.engine.gpu.model import served
+    from mnemosyne.engine.gpu.choice import served
 
     model = served(titans)
     return model, type(model).__module__

@@ -26,6 +26,7 @@ from mnemosyne.checkpoints.weights import load_checkpoint
 from mnemosyne.engine import numerics, room
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.errors import EngineError, MnemosyneError
+from mnemosyne.engine.gpu.choice import served
 from mnemosyne.engine.holdings import tensor_bytes
 from mnemosyne.engine.messages import EngineInfo
 from mnemosyne.engine.model import Titans
@@ -56,9 +57,9 @@ def make_engine(
     place = numerics.pick_device(device)
     found = load_checkpoint(checkpoint)
     compute = numerics.choose(place, precision)
-    model = Titans(found.config)
-    model.load_state_dict(found.tensors(model.state_dict()))
-    model.to(place).prepare(compute)
+    titans = Titans(found.config)
+    titans.load_state_dict(found.tensors(titans.state_dict()))
+    model = served(titans.to(place).prepare(compute))
     initial = model.initial_state()
     facts = numerics.describe(place, compute)
     info = EngineInfo(
@@ -68,16 +69,19 @@ def make_engine(
         config=dataclasses.asdict(found.config),
         device=device,
         dtype=facts["compute"],
-        parameters=model.parameter_count(),
+        parameters=titans.parameter_count(),
         state_bytes=initial.nbytes,
         max_queued_tokens=0,
     )
+
+    momentum = initial.tensors.get("momentum.0", torch.empty(0)).dtype
 
     def load(data: bytes) -> SessionState:
         state, _ = load_state(
             data,
             config=found.config,
             dtype=compute,
+            momentum=momentum,
             model_fingerprint=found.fingerprint,
             device=place,
         )

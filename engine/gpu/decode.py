@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mnemosyne.engine.config import ModelConfig
-from mnemosyne.engine.gpu.blob import BlobLayout
+from mnemosyne.engine.gpu.blob import BlobLayout, gpu_layout
 from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
 from mnemosyne.engine.gpu.weights import Weights
-from mnemosyne.engine.state import GENERATED, state_layout
+from mnemosyne.engine.state import GENERATED
 from mnemosyne.kernels.positions import rotary_angles
 from mnemosyne.kernels.triton.step_attention import HeldRows, step_attend
 from mnemosyne.kernels.triton.step_memory import GateLimits, StepPlaces, step_memory
@@ -73,7 +73,7 @@ class Step:
         self.config, self.weights, self.gates = config, weights, gates
         self.rule = config.memory.make_rule()
         compute = weights.output.dtype
-        self.state = BlobLayout(state_layout(config, compute, torch.float32))
+        self.state = gpu_layout(config, compute)
         self.open = open_layout(config, compute)
         device, d, heads = weights.output.device, config.dim, config.heads
 

@@ -8,7 +8,6 @@ which is its reference. Knows no scheduler, no handle, no file.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,22 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnemosyne.engine.config import ModelConfig
-from mnemosyne.engine.gpu.blob import BlobLayout
+from mnemosyne.engine.gpu.blob import BlobLayout, gpu_layout
 from mnemosyne.engine.gpu.decode import Decoder
 from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
-from mnemosyne.engine.gpu.schedule import Cells, Read, waves
-from mnemosyne.engine.gpu.wave import Tokens, Wave, cell_rows
+from mnemosyne.engine.gpu.schedule import Cells, Read, cell_rows, waves
+from mnemosyne.engine.gpu.wave import Tokens, Wave
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.open_chunk import OpenChunk
-from mnemosyne.engine.runner import Model
-from mnemosyne.engine.state import SessionState, state_layout
+from mnemosyne.engine.state import SessionState
 from mnemosyne.engine.trace import Trace
 from mnemosyne.kernels.positions import rotary_angles
-from mnemosyne.kernels.triton import support
 from mnemosyne.kernels.triton.cells import FIELDS
-
-log = logging.getLogger(__name__)
 
 CELLS = 96
 """Most cells of a wave; its room grows with them."""
@@ -48,7 +43,7 @@ class GpuTitans:
         self.config: ModelConfig = model.config
         self.weights = Weights.of(model)
         self.device = model.device
-        self.layout = BlobLayout(state_layout(model.config, model.compute, torch.float32))
+        self.layout = gpu_layout(model.config, model.compute)
         self._initial = self._state(
             self.layout.pack(model.initial_state().tensors, self.device), model.initial_state()
         )
@@ -257,19 +252,3 @@ def _detail(wave: Wave, table: Tensor, out: Tensor) -> None:
     for cell, (layer, chunks, base) in enumerate(table[:3].T.tolist()):
         count = chunks * wave.norms.shape[-1]
         out[:, layer, base : base + count] = means[:, cell, :count]
-
-
-def served(model: Titans) -> Model:
-    """The fastest there is for a prepared model where it is: on a Hopper GPU this one, for what its kernels
-    take, else ``model`` itself, with one warning on a GPU."""
-    if model.device.type != "cuda":
-        return model
-    c = model.config
-    shape = support.Shape(
-        c.dim, c.head_dim, c.ffn, c.memory.depth, c.memory_shapes[-1][1], c.chunk, cell_rows(c)
-    )
-    reason = support.unserved(c.memory.make_rule(), shape, model.compute, model.device)
-    if reason is None:
-        return GpuTitans(model)
-    log.warning("no kernels for %s: the reference runs, many times slower", reason)
-    return model

@@ -14,6 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mnemosyne.engine.config import ModelConfig
+
+BLOCK_CHUNKS = 8
+"""Chunks of a cell where the block form doesn't say it (MAC's cells are segments)."""
+
 Cells = NDArray[np.int64]
 """`[cells, 5]`: session, layer, its first token in the call, its chunks, its first absolute position."""
 
@@ -49,3 +54,8 @@ def waves(reads: Sequence[Read], layers: int, size: int, chunk: int, most: int) 
         cells = np.column_stack([sessions[here], layer[here], every[here]])
         for first in range(0, len(cells), most):
             yield cells[first : first + most]
+
+
+def cell_rows(config: ModelConfig) -> int:
+    """Rows of a cell: a segment, or as many chunks as keep a GPU busy."""
+    return config.segment if config.variant == "mac" else BLOCK_CHUNKS * config.chunk

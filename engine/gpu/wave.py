@@ -22,9 +22,6 @@ from mnemosyne.kernels.triton import attention, cell_gates, learn, open_chunk, r
 from mnemosyne.kernels.triton.cells import FIELDS
 from mnemosyne.kernels.triton.gemm import gemm
 
-BLOCK_CHUNKS = 8
-"""Chunks of a cell where the block form doesn't say it (MAC's cells are segments)."""
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -50,11 +47,6 @@ class Tokens:
             made(tokens, half),
             made(tokens // config.chunk, config.layers, 5),
         )
-
-
-def cell_rows(config: ModelConfig) -> int:
-    """Rows of a cell: a segment, or as many chunks as keep a GPU busy."""
-    return config.segment if config.variant == "mac" else BLOCK_CHUNKS * config.chunk
 
 
 class Wave:
@@ -93,7 +85,7 @@ class Wave:
             self._take((*cells, depth, cell_gates.VECTORS, L), torch.float32),
             self._take((*cells, depth, L, L), compute),
         )
-        self.work = self._take((count, heads, 2, L, self.width), compute)
+        self.work = self._take((count, heads, 2 * (L + c.head_dim), self.width), compute)
         self.trace = self._take((*cells, learn.TRACED + 2 * depth), torch.float32)
         self.norms = self._take((*cells, depth, L), torch.float32)
 

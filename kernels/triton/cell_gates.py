@@ -149,15 +149,18 @@ def decays_kernel(
     alpha = gate(tl.load(z + 2 * GATES), alpha_max, epsilon)
     keep, whole = _ratios(1.0 - alpha, L)
     carry, left = _ratios(eta, L)
-    weight = tl.dot(keep, carry, input_precision=PRECISION) * theta[None, :]
+    KIND: tl.constexpr = G.dtype.element_ty
+    # G is an operand later, so its factors need no more digits than operands have; what moves M and S does.
+    weight = tl.dot(keep.to(KIND), carry.to(KIND), input_precision=PRECISION) * theta[None, :]
     place = (cell * (CELL // L) + chunk) * GATES + gated
     tl.store(G + place * L * L + t[:, None] * L + t[None, :], weight)
     # What the chunk's end takes is the last counted token's row.
     last = tl.minimum(cell_field(cells, TOKENS, cell, count) - chunk * L, L) - 1
-    ends = (t == last)[:, None]
+    kept = tl.sum(tl.where((t == last)[:, None], keep, 0.0), 0)
+    kept = tl.sum(tl.trans(tl.broadcast_to(kept[None, :], [L, L])) * carry, 0)
     at = vectors + place * VECTORS * L + t
-    tl.store(at + 0 * L, tl.sum(tl.where(ends, weight, 0.0), 0))
-    tl.store(at + 1 * L, tl.sum(tl.where(ends, carry, 0.0), 0) * theta)
+    tl.store(at + 0 * L, kept * theta)
+    tl.store(at + 1 * L, tl.sum(tl.where((t == last)[:, None], carry, 0.0), 0) * theta)
     tl.store(at + 2 * L, whole)
     tl.store(at + 3 * L, tl.sum(keep * left[None, :], 1))
     tl.store(at + 4 * L, left)
@@ -189,8 +192,7 @@ def cell_decays(
         CELL=cell,
         L=length,
         VECTORS=VECTORS,
-        # G is an operand later: what comes before it needs no more digits.
-        PRECISION="tf32" if out.G.dtype == torch.bfloat16 else PRECISIONS[torch.float32],
+        PRECISION=PRECISIONS[out.G.dtype],
         num_warps=4,
         num_stages=1,
     )

@@ -87,14 +87,12 @@ def tiles(cell: int, columns: int, dtype: torch.dtype, kind: str) -> dict[str, i
         # Few rows: weights are what is read, so many small programs read them together.
         width = 32 if columns < 4096 else 64
         return {"ROWS": rows, "COLUMNS": width, "DEPTH": 128, "num_warps": 4, "num_stages": 4}
-    width = 128 if kind == "swiglu" or columns < 1024 else 256
-    return {
-        "ROWS": 128,
-        "COLUMNS": width,
-        "DEPTH": 64,
-        "num_warps": 8,
-        "num_stages": 4 if width == 128 else 3,
-    }
+    tile = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3}
+    if kind == "swiglu":
+        return tile | {"num_stages": 4}
+    if kind == "add":
+        return tile | ({"COLUMNS": 256, "num_stages": 4} if columns >= 1536 else {"num_warps": 4})
+    return tile
 
 
 def gemm(

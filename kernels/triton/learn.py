@@ -4,9 +4,10 @@ own.
 Scan and read of ``kernels.chunk`` in one program a head, for the Titans rule. Cells of many layers or
 sessions run at once, so nothing is gained by a read of its own, and what a scan would have to leave for it,
 the memory at every chunk's start, is never written. The memory is changed where the session's state has it:
-a chunk takes it through the chip in blocks of hidden units, three times: the last product; the slopes; then
-the read, and the store. Products take operands of the streams' precision and add up in fp32; memory and
-momentum are fp32. One program, one order of sums.
+a chunk takes it through the chip in blocks of hidden units, four times: the last product; the slopes; the
+read; the store. What is an operand only, three of the four times, comes from a copy in the operands'
+precision, half as many bytes. Sums and the memory are fp32, momentum has the operands' precision. One
+program, one order of sums.
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ def _last(vectors, which: tl.constexpr, L: tl.constexpr):
 
 @triton.jit
 def _move(m, s, m_left, m_right, s_left, s_right, A, F, E, PRECISION: tl.constexpr):
-    """M' = A M + F S + m_left m_right and S' = E S + s_left s_right of a part of a matrix, where it lies; the
-    squares of M' - M and of M, summed over rows."""
+    """M' = A M + F S + m_left m_right and S' = E S + s_left s_right of a part of a matrix, where it lies; M',
+    and the squares of M' - M and of M, summed over rows."""
     old = tl.load(m)
-    past = tl.load(s)
+    past = tl.load(s).to(tl.float32)
     new = _settle(tl.dot(m_left, m_right, A * old + F * past, input_precision=PRECISION))
     tl.store(m, new)
     tl.store(s, _settle(tl.dot(s_left, s_right, E * past, input_precision=PRECISION)))
-    new -= old
-    return tl.sum(new * new, 1), tl.sum(old * old, 1)
+    step = new - old
+    return new, tl.sum(step * step, 1), tl.sum(old * old, 1)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -137,12 +138,18 @@ def learn_kernel(
     state = cell_field(cells, STATE, cell, count)
     first = (cell_field(cells, PLACE, cell, count) // L).to(tl.int32)
     last_m = located(state, last_m_offset + layer * last_m_stride, tl.float32) + head * SIZE
-    last_s = located(state, last_s_offset + layer * last_s_stride, tl.float32) + head * SIZE
+    last_s = located(state, last_s_offset + layer * last_s_stride, KIND) + head * SIZE
     if DEEP:
         hidden_m = located(state, hidden_m_offset + layer * hidden_m_stride, tl.float32) + head * SIZE
-        hidden_s = located(state, hidden_s_offset + layer * hidden_s_stride, tl.float32) + head * SIZE
-        made = work + (cell * HEADS + head) * 2 * L * H
+        hidden_s = located(state, hidden_s_offset + layer * hidden_s_stride, KIND) + head * SIZE
+        made = work + (cell * HEADS + head) * 2 * (L * H + SIZE)
         slopes = made + L * H
+        hidden_w = slopes + L * H
+        last_w = hidden_w + SIZE
+        for b in range(0, SIZE, SIZE // 8):
+            i = b + tl.arange(0, SIZE // 8)
+            tl.store(hidden_w + i, tl.load(hidden_m + i))
+            tl.store(last_w + i, tl.load(last_m + i))
     t = tl.arange(0, L)
     d = tl.arange(0, D)
     tile = t[:, None] * DIM + d[None, :]
@@ -169,8 +176,8 @@ def learn_kernel(
             square = tl.zeros([L], tl.float32)
             for b in range(0, H, BLOCK):
                 hb = b + tl.arange(0, BLOCK)
-                w1 = tl.load(hidden_m + hb[:, None] * D + d[None, :]).to(KIND)
-                w2 = tl.load(last_m + d[:, None] * H + hb[None, :]).to(KIND)
+                w1 = tl.load(hidden_w + hb[:, None] * D + d[None, :])
+                w2 = tl.load(last_w + d[:, None] * H + hb[None, :])
                 x, slope = gelu(tl.dot(k, tl.trans(w1), input_precision=PRECISION), ROUGH)
                 xt = x.to(KIND)
                 tl.store(made + t[:, None] * H + hb[None, :], xt)
@@ -192,7 +199,7 @@ def learn_kernel(
             dt = delta.to(KIND)
             for b in range(0, H, BLOCK):
                 hb = b + tl.arange(0, BLOCK)
-                w2 = tl.load(last_m + d[:, None] * H + hb[None, :]).to(KIND)
+                w2 = tl.load(last_w + d[:, None] * H + hb[None, :])
                 slope = tl.load(slopes + t[:, None] * H + hb[None, :]).to(tl.float32)
                 back = tl.dot(dt, w2, input_precision=PRECISION) * slope
                 tl.store(slopes + t[:, None] * H + hb[None, :], back)
@@ -217,16 +224,16 @@ def learn_kernel(
             z = tl.zeros([L, D], tl.float32)
             for b in range(0, H, BLOCK):
                 hb = b + tl.arange(0, BLOCK)
-                w1 = tl.load(hidden_m + hb[:, None] * D + d[None, :]).to(KIND)
-                s1 = tl.load(hidden_s + hb[:, None] * D + d[None, :]).to(KIND)
+                w1 = tl.load(hidden_w + hb[:, None] * D + d[None, :])
+                s1 = tl.load(hidden_s + hb[:, None] * D + d[None, :])
                 back = tl.load(slopes + t[:, None] * H + hb[None, :])
                 y = tl.dot(qa, tl.trans(w1), input_precision=PRECISION)
                 y = tl.dot(qf, tl.trans(s1), y, input_precision=PRECISION)
                 y = tl.dot(own, back, y, input_precision=PRECISION)
                 y, _ = gelu(y, ROUGH)
                 x = tl.load(made + t[:, None] * H + hb[None, :])
-                w2 = tl.load(last_m + d[:, None] * H + hb[None, :]).to(KIND)
-                s2 = tl.load(last_s + d[:, None] * H + hb[None, :]).to(KIND)
+                w2 = tl.load(last_w + d[:, None] * H + hb[None, :])
+                s2 = tl.load(last_s + d[:, None] * H + hb[None, :])
                 scores = tl.dot(y.to(KIND), tl.trans(x), scores, input_precision=PRECISION)
                 z = tl.dot((a * y).to(KIND), tl.trans(w2), z, input_precision=PRECISION)
                 z = tl.dot((f * y).to(KIND), tl.trans(s2), z, input_precision=PRECISION)
@@ -239,7 +246,7 @@ def learn_kernel(
                     tl.store(kept + head * L * H + t[:, None] * H + hb[None, :], back32)
         else:
             w2 = tl.load(last_m + d[:, None] * D + d[None, :]).to(KIND)
-            s2 = tl.load(last_s + d[:, None] * D + d[None, :]).to(KIND)
+            s2 = tl.load(last_s + d[:, None] * D + d[None, :])
             z = tl.dot((a * q.to(tl.float32)).to(KIND), tl.trans(w2), input_precision=PRECISION)
             z = tl.dot((f * q.to(tl.float32)).to(KIND), tl.trans(s2), z, input_precision=PRECISION)
         weight = tl.load(decay + (place * LAYERS + LAYERS - 1) * L * L + square_at).to(tl.float32)
@@ -284,7 +291,7 @@ def learn_kernel(
                     hb = b + tl.arange(0, BLOCK)
                     at1 = hb[:, None] * D + d[None, :]
                     back = tl.trans(tl.load(slopes + t[:, None] * H + hb[None, :]))
-                    one, two = _move(
+                    new, one, two = _move(
                         hidden_m + at1,
                         hidden_s + at1,
                         back,
@@ -296,18 +303,20 @@ def learn_kernel(
                         he_end,
                         PRECISION,
                     )
+                    tl.store(hidden_w + at1, new)
                     hidden_step += one
                     hidden_before += two
                     at2 = d[:, None] * H + hb[None, :]
                     x = tl.load(made + t[:, None] * H + hb[None, :])
-                    one, two = _move(
+                    new, one, two = _move(
                         last_m + at2, last_s + at2, m_stores, x, s_stores, x, a_end, f_end, e_end, PRECISION
                     )
+                    tl.store(last_w + at2, new)
                     step += one
                     before += two
             else:
                 at2 = d[:, None] * D + d[None, :]
-                step, before = _move(
+                _, step, before = _move(
                     last_m + at2, last_s + at2, m_stores, k, s_stores, k, a_end, f_end, e_end, PRECISION
                 )
 
@@ -351,7 +360,7 @@ def learn_kernel(
 
 def launch(width: int) -> dict[str, int]:
     """Of shapes alone, so that bits don't depend on load."""
-    return {"BLOCK": min(width, 64), "num_warps": 8 if width >= 64 else 4, "num_stages": 1}
+    return {"BLOCK": min(width, 64), "num_warps": 4, "num_stages": 1}
 
 
 def learn(
@@ -379,10 +388,10 @@ def learn(
     chunk's cache is filled instead.
 
     ``streams`` `[cells cell, 3 dim]`: k, q, v at ``columns``. ``gates`` `[cells cell, N]` has the output
-    gate, before its sigmoid, from ``gates_column`` on. ``work`` `[cells, H, 2, L, width]` is room. ``norm``
-    `[layers, D]`. ``out`` `[cells cell, dim]`: what was read, normed per head and gated. ``trace`` fp32
-    `[cells, chunks, H, TRACED + 2 depth]`; ``norms`` fp32 `[cells, chunks, H, depth, L]`: of the inner
-    gradients, before clipping. The gain is measured of every ``every``th chunk of a session.
+    gate, before its sigmoid, from ``gates_column`` on. ``work`` `[cells, H, 2 (L + head_dim), width]` is
+    room. ``norm`` `[layers, D]`. ``out`` `[cells cell, dim]`: what was read, normed per head and gated.
+    ``trace`` fp32 `[cells, chunks, H, TRACED + 2 depth]`; ``norms`` fp32 `[cells, chunks, H, depth, L]`: of
+    the inner gradients, before clipping. The gain is measured of every ``every``th chunk of a session.
     """
     _, _, heads, depth, length, _ = decays.G.shape
     head_dim = norm.shape[1]

@@ -38,16 +38,17 @@ def recall_kernel(
     H: tl.constexpr,
     CELL: tl.constexpr,
     L: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DEEP: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Programs are (cell, chunk, head)."""
+    """Programs are (cell, tile of ROWS tokens, head)."""
     cell = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    if chunk >= cell_field(cells, CHUNKS, cell, count):
+    first = tl.program_id(1) * ROWS
+    if first >= cell_field(cells, CHUNKS, cell, count) * L:
         return
     head = tl.program_id(2)
     SIZE: tl.constexpr = D * H
@@ -55,12 +56,12 @@ def recall_kernel(
     state = cell_field(cells, STATE, cell, count)
     hidden = located(state, hidden_offset + layer * hidden_stride, tl.float32) + head * SIZE
     last = located(state, last_offset + layer * last_stride, tl.float32) + head * SIZE
-    t = chunk * L + tl.arange(0, L)
+    t = first + tl.arange(0, ROWS)
     d = tl.arange(0, D)
     at = (cell * CELL + t)[:, None] * (HEADS * D) + head * D + d[None, :]
     qt = tl.load(q + at)
     if DEEP:
-        z = tl.zeros([L, D], tl.float32)
+        z = tl.zeros([ROWS, D], tl.float32)
         for b in range(0, H, BLOCK):
             hb = b + tl.arange(0, BLOCK)
             w = tl.load(hidden + hb[:, None] * D + d[None, :]).to(qt.dtype)
@@ -91,7 +92,8 @@ def recall(
     without)."""
     head_dim = norm.shape[1]
     heads = q.shape[1] // head_dim
-    recall_kernel[(cells.shape[1], cell // length, heads)](
+    tile = min(cell, 128)
+    recall_kernel[(cells.shape[1], cell // tile, heads)](
         q,
         out,
         norm,
@@ -105,11 +107,12 @@ def recall(
         H=width,
         CELL=cell,
         L=length,
+        ROWS=tile,
         BLOCK=min(width, 64),
         DEEP=len(memory) > 1,
         RESIDUAL=architecture.residual,
         NORM=architecture.norm,
         PRECISION=PRECISIONS[q.dtype],
-        num_warps=4,
+        num_warps=tile // 16 if tile >= 64 else 4,
         num_stages=2,
     )

@@ -3,7 +3,8 @@ of ``decode.step``, of the convolution before it, and of the norm per head and t
 
 A program takes one head. It reads each matrix of M and S once: the first layer's in blocks of hidden units,
 which go by; the last layer's M stays in registers, because the loss goes forward and back through it before
-the read can be made. Everything is fp32 but what lies in the open chunk. Nothing is formed that is a matrix.
+the read can be made. Everything is fp32 but momentum and what lies in the open chunk. Nothing is formed
+that is a matrix.
 """
 
 from __future__ import annotations
@@ -207,11 +208,11 @@ def step_memory_kernel(
     scratch += (row * HEADS + head) * (2 * H + D)
     if DEEP:
         m_start = located(state, hidden_m, tl.float32) + head * SIZE
-        s_start = located(state, hidden_s, tl.float32) + head * SIZE
+        s_start = located(state, hidden_s, KIND) + head * SIZE
         for b in tl.range(0, H, BLOCK, num_stages=STAGES):
             hb = b + tl.arange(0, BLOCK)
             m = tl.load(m_start + hb[:, None] * D + d[None, :])
-            s = tl.load(s_start + hb[:, None] * D + d[None, :])
+            s = tl.load(s_start + hb[:, None] * D + d[None, :]).to(tl.float32)
             tl.store(scratch + hb, tl.sum(m * k[None, :], 1))
             tl.store(scratch + H + hb, tl.sum((hidden_a * m + hidden_f * s) * q[None, :], 1))
     last = tl.load(located(state, last_m, tl.float32) + head * SIZE + d[:, None] * H + h[None, :])
@@ -242,10 +243,10 @@ def step_memory_kernel(
     delta = _clipped(delta, tl.sum(delta * delta, 0) * tl.sum(a * a, 0), clip, CLIP)
     tl.store(deltas + index * D + d, delta)
 
-    s_start = located(state, last_s, tl.float32) + head * SIZE
+    s_start = located(state, last_s, KIND) + head * SIZE
     for b in tl.range(0, D, SLICE, num_stages=STAGES):
         db = b + tl.arange(0, SLICE)
-        s = tl.load(s_start + db[:, None] * H + h[None, :])
+        s = tl.load(s_start + db[:, None] * H + h[None, :]).to(tl.float32)
         tl.store(scratch + 2 * H + db, tl.sum(s * stood[None, :], 1))
     z = last_a * tl.sum(last * stood[None, :], 1)
     z -= _stored(stood, inputs, deltas, rows + (gated + DEPTH - 1) * L, index, H, D, TILE, STAGES)

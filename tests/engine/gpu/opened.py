@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mnemosyne.engine.config import MemoryConfig, ModelConfig
-from mnemosyne.engine.gpu.blob import BlobLayout
+from mnemosyne.engine.gpu.blob import BlobLayout, gpu_layout
 from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.open_chunk import GroupedChunk, OpenChunk
-from mnemosyne.engine.state import SessionState, state_layout
+from mnemosyne.engine.state import SessionState
 
 OWN_ROWS = ("keys", "values", "memory_keys", "memory_values", "inputs", "deltas", "rows")
 """What has a row for every token of a chunk, in its last dimension but one; ``rows`` in its last."""
@@ -70,7 +70,7 @@ def blob_chunk(model: Titans, opened: OpenChunk) -> BlobChunk:
     assert isinstance(opened, GroupedChunk)
     config, device = model.config, model.device
     committed, length = opened.committed, opened.length
-    layout = BlobLayout(state_layout(config, model.compute, torch.float32))
+    layout = gpu_layout(config, model.compute)
     state = nan_blob(layout, device)
     for name, view in layout.views(state).items():
         view.copy_(committed.tensors[name])
