@@ -77,9 +77,12 @@ class Step:
         self.open = open_layout(config, compute)
         device, d, heads = weights.output.device, config.dim, config.heads
 
+        # A tile of few rows is filled up by the device, which takes longer than to load rows of zeros; and
+        # rows of empty columns are multiplied too: not by what stood there.
+        rows = max(size, 64)
+
         def room(*shape: int, dtype: torch.dtype = compute) -> Tensor:
-            # Rows of empty columns are multiplied too: not by what stood there.
-            return torch.zeros(size, *shape, dtype=dtype, device=device)
+            return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
         single = torch.float32
         self.residual, self.normed = room(d, dtype=single), room(d)
@@ -91,7 +94,8 @@ class Step:
         self.hidden = room(config.ffn)
         self.width = config.memory_shapes[-1][1]
         self.scratch = room(heads, 2 * self.width + config.head_dim, dtype=single)
-        self.final, self.vocabulary = room(d, dtype=single), room(config.vocab_size, dtype=single)
+        self.final = room(d, dtype=single)
+        self.vocabulary = torch.zeros(size, config.vocab_size, dtype=single, device=device)
         self.table = torch.zeros(len(FIELDS), size, dtype=torch.int64, device=device)
         on_gpu = device.type == "cuda"
         self._host = torch.zeros(self.table.shape, dtype=torch.int64, pin_memory=on_gpu)
@@ -143,7 +147,7 @@ class Step:
         w, epsilon = self.weights, self.config.norm_epsilon
         _, _, index, position, tokens = self.table.unbind(0)
         self.angles = self._angles(position + index)
-        torch.index_select(w.embedding, 0, tokens, out=self.residual)
+        torch.index_select(w.embedding, 0, tokens, out=self.residual[: len(tokens)])
         for layer in range(self.config.layers):
             step_rows("norm", self.residual, self.normed, w.norm_mixer[layer], epsilon)
             getattr(self, f"_{self.config.variant}")(layer)

@@ -1,8 +1,8 @@
 """A Titans model on a GPU, for serving: whole chunks in waves of cells, tokens one by one by ``decode``.
 
-Owns the room of its kernels, what is captured as graphs, and a session's way in and out: every state is one
-allocation (``blob``). Satisfies ``runner.Model`` as ``engine.model.Titans`` does, which it is made of and
-which is its reference. Knows no scheduler, no handle, no file.
+Owns a session's way in and out: every state is one allocation (``blob``), and what a call has by token.
+Satisfies ``runner.Model`` as ``engine.model.Titans`` does, which it is made of and which is its reference.
+Knows no scheduler, no handle, no file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnemosyne.engine.config import ModelConfig
-from mnemosyne.engine.gpu.blob import BlobLayout, gpu_layout
+from mnemosyne.engine.gpu.blob import gpu_layout
 from mnemosyne.engine.gpu.decode import Decoder
+from mnemosyne.engine.gpu.lanes import Lanes
 from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
-from mnemosyne.engine.gpu.schedule import Cells, Read, cell_rows, waves
+from mnemosyne.engine.gpu.schedule import Read, cell_rows, waves
 from mnemosyne.engine.gpu.wave import Tokens, Wave
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.model import Titans
@@ -27,7 +28,6 @@ from mnemosyne.engine.open_chunk import OpenChunk
 from mnemosyne.engine.state import SessionState
 from mnemosyne.engine.trace import Trace
 from mnemosyne.kernels.positions import rotary_angles
-from mnemosyne.kernels.triton.cells import FIELDS
 
 CELLS = 96
 """Most cells of a wave; its room grows with them."""
@@ -49,28 +49,11 @@ class GpuTitans:
         )
         self._opened = open_layout(model.config, model.compute)
         self._decoder = Decoder(model.config, self.weights, graphs=graphs)
-        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] | None = {} if graphs else None
         self._rows = cell_rows(model.config)
         self._tokens = Tokens.empty(model.config, tokens, self.device)
-        self._most = cells
-        sizes = {(count, rows) for count, rows in self._sizes()}
-        meta = torch.empty(0, dtype=torch.uint8, device="meta")
-        needed = max(Wave(self.config, self.weights, self.layout, *size, meta).needed for size in sizes)
-        room = torch.empty(needed, dtype=torch.uint8, device=self.device)
-        self._waves = {size: Wave(self.config, self.weights, self.layout, *size, room) for size in sizes}
-
-    def _sizes(self) -> list[tuple[int, int]]:
-        """(cells, rows of a cell) of the waves there are: by layers for one stream, as many as fit for more,
-        and cells of one chunk."""
-        config = self.config
-        few = min(config.layers, self._most)
-        short = self._most * self._rows // config.chunk
-        return [
-            (few, self._rows),
-            (self._most, self._rows),
-            (min(16, short), config.chunk),
-            (short, config.chunk),
-        ]
+        self._lanes = Lanes(
+            model.config, self.weights, self.layout, self._opened, self._tokens, cells, graphs=graphs
+        )
 
     def initial_state(self) -> SessionState:
         """M_0, and nothing read."""
@@ -108,13 +91,13 @@ class GpuTitans:
         B, T = tokens.shape
         self._place(tokens, [read.position for read in reads])
         size = chunk if tokens.shape[1] == chunk else self._rows
-        cells = list(waves(reads, config.layers, size, chunk, self._most * self._rows // size))
+        cells = list(waves(reads, config.layers, size, chunk, self._lanes.most[size]))
         addresses = np.array([(blob.data_ptr(), 0, T) for blob in blobs], np.int64)
         detail = torch.zeros(2, config.layers, B * T, device=self.device) if per_token else None
-        for wave, table in self._tables(cells, addresses, T, size):
-            self._run(wave, table, None)
+        for group in self._lanes.run(cells, addresses, T, size):
             if detail is not None:
-                _detail(wave, table, detail)
+                for lane in group.lanes:
+                    _detail(lane, detail)
         return self._told(B, T, detail)
 
     def _place(self, tokens: Tensor, positions: Sequence[int]) -> None:
@@ -128,52 +111,6 @@ class GpuTitans:
             places = places % config.segment
         cos, sin = rotary_angles(places, config.head_dim, config.rope_theta, torch.float32)
         self._tokens.cos[: B * T], self._tokens.sin[: B * T] = cos, sin
-
-    def _tables(
-        self, cells: list[Cells], addresses: np.ndarray, tokens: int, size: int
-    ) -> list[tuple[Wave, Tensor]]:
-        """Each wave and its table, on the device by one copy. ``addresses`` `[B, 3]`: of each session's
-        state, of its open chunk, and how many of its tokens count."""
-        chosen = [self._wave(len(wave), size) for wave in cells]
-        made = np.zeros((sum(len(FIELDS) * wave.count for wave in chosen),), np.int64)
-        at, views = 0, []
-        for wave, each in zip(chosen, cells, strict=True):
-            table = made[at : at + len(FIELDS) * wave.count].reshape(len(FIELDS), wave.count)
-            session, layer, first, chunks, place = each.T
-            state, opened, counted = addresses[session].T
-            columns = (layer, chunks, session * tokens + first, state, place, opened, counted - first)
-            for row, values in zip(table, columns, strict=True):
-                row[: len(each)] = values
-            views.append((at, table.shape))
-            at += table.size
-        there = torch.from_numpy(made)
-        if self.device.type == "cuda":
-            there = there.pin_memory().to(self.device, non_blocking=True)
-        return [
-            (wave, there[at : at + len(FIELDS) * wave.count].view(shape))
-            for wave, (at, shape) in zip(chosen, views, strict=True)
-        ]
-
-    def _wave(self, cells: int, rows: int) -> Wave:
-        """The smallest that takes them."""
-        return self._waves[min(size for size in self._waves if size[0] >= cells and size[1] == rows)]
-
-    def _run(self, wave: Wave, table: Tensor, opened: BlobLayout | None) -> None:
-        wave.table.copy_(table)
-        if self._graphs is None:
-            wave.run(self._tokens, opened)
-            return
-        key = (wave.count, wave.cell, opened is not None)
-        if key in self._graphs:
-            self._graphs[key].replay()
-            return
-        # The first time compiles, which can't be captured; it is this wave's run, too.
-        wave.run(self._tokens, opened)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may copy states meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            wave.run(self._tokens, opened)
-        self._graphs[key] = graph
 
     def _told(self, sessions: int, tokens: int, detail: Tensor | None) -> Trace:
         """The call's trace, once everything has run."""
@@ -229,9 +166,9 @@ class GpuTitans:
         reads = [Read(chunk.committed.position, L) for chunk in chunks]
         self._place(padded.to(self.device), [read.position for read in reads])
         addresses = np.array([(*chunk.addresses, chunk.length) for chunk in chunks], np.int64)
-        cells = list(waves(reads, config.layers, L, L, self._most * self._rows // L))
-        for wave, table in self._tables(cells, addresses, L, L):
-            self._run(wave, table, self._opened)
+        cells = list(waves(reads, config.layers, L, L, self._lanes.most[L]))
+        for _ in self._lanes.run(cells, addresses, L, L, opened=True):
+            pass
         last = [b * L + chunk.length - 1 for b, chunk in enumerate(chunks)]
         return self._decoder.head(self._tokens.residual[last])
 
@@ -243,12 +180,12 @@ class GpuTitans:
         return self._decoder.decode(ours, tokens)
 
 
-def _detail(wave: Wave, table: Tensor, out: Tensor) -> None:
+def _detail(wave: Wave, out: Tensor) -> None:
     """Surprise and momentary surprise of a wave's tokens, means over heads, to ``out`` `[2, layers,
     tokens]`."""
     theta = wave.decays.vectors[..., -1, :]
     both = torch.stack([wave.norms, wave.norms * theta])
     means = both.square().sum(4).sqrt().mean(3).flatten(2)  # [2, cells, rows]
-    for cell, (layer, chunks, base) in enumerate(table[:3].T.tolist()):
+    for cell, (layer, chunks, base) in enumerate(wave.table[:3].T.tolist()):
         count = chunks * wave.norms.shape[-1]
         out[:, layer, base : base + count] = means[:, cell, :count]

@@ -19,7 +19,6 @@ from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.trace import GAIN_EVERY
 from mnemosyne.kernels.rules.rule import MemoryRule
 from mnemosyne.kernels.triton import attention, cell_gates, learn, open_chunk, recall, rows, streams
-from mnemosyne.kernels.triton.cells import FIELDS
 from mnemosyne.kernels.triton.gemm import gemm
 
 
@@ -50,14 +49,21 @@ class Tokens:
 
 
 class Wave:
-    """Room for ``count`` cells of ``cell`` rows each, on top of ``room`` bytes that waves share."""
+    """Room for ``count`` cells of ``cell`` rows each, taken from ``room``, bytes that waves share."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, layout: BlobLayout, count: int, cell: int, room: Tensor
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layout: BlobLayout,
+        count: int,
+        cell: int,
+        room: Tensor,
+        table: Tensor,
     ) -> None:
         self.config, self.weights, self.layout = config, weights, layout
         self.count, self.cell = count, cell
-        self.table = torch.zeros(len(FIELDS), count, dtype=torch.int64, device=room.device)
+        self.table = table
         self._room, self._taken = room, 0
         c, compute = config, weights.first.dtype
         many, d, chunks = count * cell, config.dim, cell // config.chunk

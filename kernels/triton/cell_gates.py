@@ -193,6 +193,6 @@ def cell_decays(
         L=length,
         VECTORS=VECTORS,
         PRECISION=PRECISIONS[out.G.dtype],
-        num_warps=4,
+        num_warps=8,
         num_stages=1,
     )

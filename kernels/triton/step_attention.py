@@ -184,7 +184,7 @@ def step_attend(
     """
     heads, persistent, head_dim = persistent_k.shape
     second = held if held_h is None else held_h
-    step_attention_kernel[(x.shape[0], heads)](
+    step_attention_kernel[(table.shape[1], heads)](
         x,
         x if h is None else h,
         persistent_k,

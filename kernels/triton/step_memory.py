@@ -288,7 +288,7 @@ def step_memory(
     """
     head_dim = norm.shape[0]
     heads = out.shape[1] // head_dim
-    step_memory_kernel[(x.shape[0], heads)](
+    step_memory_kernel[(table.shape[1], heads)](
         x,
         logits,
         out,

@@ -41,10 +41,26 @@ def grouped(weight: Tensor) -> Tensor:
     return groups.reshape(layers, parts * gates, K)
 
 
+@triton.jit
+def _call(weight, column, N, K, COLUMNS: tl.constexpr, LINES: tl.constexpr):
+    """Rows of ``weight`` `[N, K]`, bf16, from ``column`` on into L2, in lines of 128 bytes."""
+    row = tl.minimum(column + tl.arange(0, COLUMNS), N - 1)
+    k = tl.minimum(tl.arange(0, LINES) * 64, K - 64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [weight + row[:, None] * K + k[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 @triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     a,
     weight,
+    ahead,
     out,
     gates,
     bias,
@@ -52,6 +68,7 @@ def product_kernel(
     rows,
     N,
     K,
+    AHEAD: tl.constexpr,
     GATES: tl.constexpr,
     PARTS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -64,11 +81,16 @@ def product_kernel(
 ):
     """``a`` `[rows, K]`, ``weight`` `[N, K]` and ``gates`` `[PARTS GATES, K]` by descriptors; programs are
     tiles of ROWS x COLUMNS, those that share weights side by side, the gates' behind the others'. KIND as in
-    ``gemm``, "add" to ``out``."""
-    begin()
+    ``gemm``, "add" to ``out``. ``ahead``: ``weight``, whose part is called into L2 (AHEAD lines a row) while
+    the launch before still runs."""
     p = tl.program_id(0)
     row = p % TILES * ROWS
     column = p // TILES * COLUMNS
+    if AHEAD:
+        _call(ahead, column, N, K, COLUMNS, AHEAD)
+        if KIND == "swiglu":
+            _call(ahead + N * K, column, N, K, COLUMNS, AHEAD)
+    begin()
     t = row + tl.arange(0, ROWS)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     if GATES:  # noqa: SIM102 (known when it is compiled)
@@ -115,10 +137,11 @@ def tiles(rows: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
 def product(
     a: Tensor, weight: Tensor, out: Tensor, kind: str = "store", gates: GateProduct | None = None
 ) -> None:
-    """``a`` `[rows, K]` times ``weight`` `[N, K]` ("swiglu": `[2 N, K]`) into ``out`` `[rows, N]`; for "add"
-    ``out`` is fp32 and added to. ``gates``: N is then a multiple of 64."""
-    rows, K = a.shape
-    N = out.shape[1]
+    """``a`` `[rows or more, K]` times ``weight`` `[N, K]` ("swiglu": `[2 N, K]`) into ``out`` `[rows, N]`;
+    for "add" ``out`` is fp32 and added to. ``gates``: N is then a multiple of 64."""
+    rows, N = out.shape
+    K = a.shape[1]
+    few = rows <= 64
     options: dict[str, Any] = tiles(rows, N, a.dtype)
     down, block = triton.cdiv(rows, options["ROWS"]), [options["COLUMNS"], options["DEPTH"]]
     described = TensorDescriptor.from_tensor(weight, block)
@@ -128,6 +151,7 @@ def product(
     product_kernel[grid](
         TensorDescriptor.from_tensor(a, [options["ROWS"], block[1]]),
         described,
+        weight,
         out,
         described if gates is None else TensorDescriptor.from_tensor(gates.weight, block),
         out if gates is None else gates.bias,
@@ -135,6 +159,7 @@ def product(
         rows,
         N,
         K,
+        AHEAD=triton.next_power_of_2(K // 64) if few and weight.dtype == torch.bfloat16 else 0,
         GATES=made,
         PARTS=more // made if made else 1,
         GROUP=GROUP,

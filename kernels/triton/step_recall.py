@@ -100,7 +100,7 @@ def step_recall(
     """
     head_dim = norm.shape[0]
     heads = out.shape[1] // head_dim
-    step_recall_kernel[(x.shape[0], heads)](
+    step_recall_kernel[(table.shape[1], heads)](
         x,
         out,
         norm,

@@ -1,0 +1,152 @@
+"""Waves on a device: their room, their tables, and the graphs that they are captured as.
+
+A wave's cells are dealt to lanes, which run side by side: while the memories of one lane go through their
+chunks one after the other, which leaves most of the device idle, another lane's products fill it. Nothing
+passes between cells, so lanes change no bit. Knows no session but as addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mnemosyne.engine.config import ModelConfig
+from mnemosyne.engine.gpu.blob import BlobLayout
+from mnemosyne.engine.gpu.schedule import Cells, cell_rows
+from mnemosyne.engine.gpu.wave import Tokens, Wave
+from mnemosyne.engine.gpu.weights import Weights
+from mnemosyne.kernels.triton.cells import FIELDS
+
+LANES = 2
+"""Of waves of whole cells; those of single chunks have one."""
+SHORT = 16
+"""Single chunks in the smaller of the two sizes of wave that there are for them."""
+
+
+class Group:
+    """The lanes of one size of wave."""
+
+    def __init__(self, lanes: Sequence[Wave], table: Tensor) -> None:
+        self.lanes, self.table = lanes, table
+
+    @property
+    def cells(self) -> int:
+        return self.table.shape[0] * self.table.shape[2]
+
+
+class Lanes:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        layout: BlobLayout,
+        opened: BlobLayout,
+        tokens: Tokens,
+        cells: int,
+        *,
+        graphs: bool,
+        lanes: int = LANES,
+    ) -> None:
+        """Room for ``cells`` whole cells, or as many tokens in single chunks; ``opened`` is the layout of an
+        open chunk."""
+        self._config, self._tokens, self._opened = config, tokens, opened
+        self._device = tokens.residual.device
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] | None = {} if graphs else None
+        rows, chunk = cell_rows(config), config.chunk
+        self.most = {rows: cells, chunk: cells * rows // chunk}
+        """Most cells of a wave, by their rows."""
+        # One stream's diagonal has as many cells as layers; more sessions fill the largest.
+        sizes = {
+            (few, size, lanes if size > chunk else 1)
+            for size, most in self.most.items()
+            for few in (min(config.layers if size == rows else SHORT, most), most)
+        }
+
+        def wave(count: int, size: int, room: Tensor, table: Tensor) -> Wave:
+            return Wave(config, weights, layout, count, size, room, table)
+
+        meta = torch.empty(0, dtype=torch.uint8, device="meta")
+        needed = {(count, size, n): wave(-(-count // n), size, meta, meta).needed for count, size, n in sizes}
+        most = max(n * one for (_, _, n), one in needed.items())
+        room = torch.empty(most, dtype=torch.uint8, device=self._device)
+        self._groups: dict[tuple[int, int], Group] = {}
+        for (count, size, n), one in needed.items():
+            each = -(-count // n)
+            table = torch.zeros(n, len(FIELDS), each, dtype=torch.int64, device=self._device)
+            made = [wave(each, size, room[i * one : (i + 1) * one], table[i]) for i in range(n)]
+            self._groups[count, size] = Group(made, table)
+        on_gpu = self._device.type == "cuda"
+        self._streams = [torch.cuda.Stream(self._device) for _ in range(lanes - 1)] if on_gpu else []
+
+    def run(
+        self,
+        waves: Sequence[Cells],
+        addresses: NDArray[np.int64],
+        length: int,
+        size: int,
+        opened: bool = False,
+    ) -> Iterator[Group]:
+        """Run ``waves`` one after the other, each when it is asked for; cells have room for ``size`` rows.
+
+        ``addresses`` `[B, 3]`: of each session's state, of its open chunk, and how many of its ``length``
+        tokens count. ``opened``: the open chunks are filled, and the states stay (``Wave.run``)."""
+        groups = [self._group(len(cells), size) for cells in waves]
+        tables = [_table(group, cells, addresses, length) for group, cells in zip(groups, waves, strict=True)]
+        there = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
+        if self._device.type == "cuda":
+            there = there.pin_memory().to(self._device, non_blocking=True)
+        for group, table in zip(groups, there.split([table.size for table in tables]), strict=True):
+            group.table.copy_(table.view(group.table.shape))
+            self._run(group, size, opened)
+            yield group
+
+    def _group(self, cells: int, size: int) -> Group:
+        """The smallest that takes them."""
+        return self._groups[min(key for key in self._groups if key[0] >= cells and key[1] == size)]
+
+    def _run(self, group: Group, size: int, opened: bool) -> None:
+        if self._graphs is None:
+            self._launch(group, opened)
+            return
+        key = (group.cells, size, opened)
+        if key in self._graphs:
+            self._graphs[key].replay()
+            return
+        # The first time compiles, which can't be captured; it is this wave's run, too.
+        self._launch(group, opened)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may copy states meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._launch(group, opened)
+        self._graphs[key] = graph
+
+    def _launch(self, group: Group, opened: bool) -> None:
+        layout = self._opened if opened else None
+        first, *others = group.lanes
+        if not self._streams:
+            for lane in group.lanes:
+                lane.run(self._tokens, layout)
+            return
+        main = torch.cuda.current_stream(self._device)
+        for lane, stream in zip(others, self._streams, strict=False):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                lane.run(self._tokens, layout)
+        first.run(self._tokens, layout)
+        for _, stream in zip(others, self._streams, strict=False):
+            main.wait_stream(stream)
+
+
+def _table(group: Group, cells: Cells, addresses: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """A wave's table `[lanes, fields, cells of a lane]` (``kernels.triton.cells``), cells dealt in turn."""
+    session, layer, first, chunks, place = cells.T
+    state, opened, counted = addresses[session].T
+    lanes, fields, each = group.table.shape
+    table = np.zeros((each, lanes, fields), np.int64)
+    columns = (layer, chunks, session * length + first, state, place, opened, counted - first)
+    table.reshape(-1, fields)[: len(cells)] = np.stack(columns, 1)
+    return np.ascontiguousarray(table.transpose(1, 2, 0))
