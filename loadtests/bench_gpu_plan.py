@@ -9,7 +9,7 @@ MANY = 10_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    piece: int = 65_536
+    piece: int = 131_072
     """Tokens in a call while one stream reads."""
     single: int = 1 << 20
     """Tokens of a single stream."""

@@ -88,7 +88,7 @@ def ingest(config: ModelConfig, operand: int, sessions: int = 1) -> Work:
     moved = 0.0
     if config.variant == "mac":
         weights, _, _ = _memory(config)
-        state = 3 * FP32 * weights * config.heads * config.layers
+        state = (2 * FP32 + operand) * weights * config.heads * config.layers
         moved = (_weight_bytes(config, operand) / sessions + 2 * state) / config.segment
     return Work(operations, moved)
 
@@ -117,11 +117,12 @@ def decode_bytes(config: ModelConfig, operand: int) -> tuple[list[Part], list[Pa
         Part("head", "4 V d, once", FP32 * config.vocab_size * d),
     ]
     mac = config.variant == "mac"
-    copies, memories = (3, "M*, M and S") if mac else (2, "M and S")
-    of_each = [_part(config, memories, f"4 * {copies} H P", FP32 * copies * H * weights)]
+    copies, memories = (2, "M*, M and S") if mac else (1, "M and S")
+    held = FP32 * copies + operand
+    of_each = [_part(config, memories, f"(4 * {copies} + b) H P", held * H * weights)]
     if mac:
-        held = 4 * (config.segment // 2) * d * operand
-        of_each.append(_part(config, "keys and values of x and h", "b 4 d (C / 2)", held))
+        rows = 4 * (config.segment // 2) * d * operand
+        of_each.append(_part(config, "keys and values of x and h", "b 4 d (C / 2)", rows))
     elif config.variant != "lmm":
         of_each.append(_part(config, "keys and values", "b 2 d W", 2 * config.window * d * operand))
     if config.variant != "lmm":

@@ -72,7 +72,7 @@ def test_a_decoded_token_reads_weights_once_and_each_state(roofline: ModuleType)
         "persistent tokens": 3 * 4096,
     }
     assert {part.name: part.value for part in of_each} == {
-        "M*, M and S": 3 * 786_432,  # 3 of 4 bytes, 2 heads, 32,768 weights
+        "M*, M and S": 3 * 655_360,  # 2 of 4 bytes and 1 of 2, 2 heads, 32,768 weights
         "keys and values of x and h": 3 * 262_144,  # 4 of 256 rows of 128 numbers of 2 bytes
         "open chunk": 3 * 81_920,  # 2 heads, 32 rows of 640 numbers of 2 bytes
     }
@@ -84,7 +84,7 @@ def test_a_decoded_token_reads_weights_once_and_each_state(roofline: ModuleType)
 def test_a_window_is_read_whole_and_a_lone_memory_has_none(roofline: ModuleType) -> None:
     names = {part.name: part.value for part in roofline.decode_bytes(by_hand("mag"), 2)[1]}
     assert names["keys and values"] == 3 * 2 * 256 * 128 * 2
-    assert names["M and S"] == 3 * 524_288
+    assert names["M and S"] == 3 * 393_216
     assert {part.name for part in roofline.decode_bytes(by_hand("lmm"), 2)[1]} == {"M and S", "open chunk"}
 
 
@@ -101,7 +101,7 @@ def test_the_larger_of_the_two_is_the_limit_and_is_named(roofline: ModuleType) -
 def test_the_segment_bounds_a_lone_stream_of_mac_alone(roofline: ModuleType) -> None:
     config = by_hand("mac")
     weights = roofline.decode_bytes(config, 2)[0][0].value
-    states = 2 * 3 * 786_432
+    states = 2 * 3 * 655_360
     assert roofline.ingest(config, 2).nbytes == (weights + states) / 512
     assert roofline.ingest(config, 2, sessions=4).nbytes == (weights / 4 + states) / 512
     assert roofline.ingest(by_hand("mag"), 2).nbytes == 0
