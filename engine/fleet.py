@@ -191,7 +191,9 @@ class Fleet:
 
     async def device_stats(self) -> dict[str, dict[str, float]]:
         async def of(member: Member) -> dict[str, float]:
-            numbers = {"up": float(member.usable)}
+            # Known without its answer.
+            restarts = max(0.0, member.engine.incarnation - 1.0)
+            numbers = {"up": float(member.usable), "restarts_total": restarts}
             try:
                 async with asyncio.timeout(STATS_SECONDS):
                     [said] = (await member.engine.device_stats()).values()
