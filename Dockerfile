@@ -27,6 +27,13 @@ LABEL org.opencontainers.image.title="Mnemosyne" \
       org.opencontainers.image.description="A long-context inference server for Titans models" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/mnemosyne /opt/mnemosyne
+# Triton links each kernel's launcher with a C compiler, when the kernel is first used.
+# hadolint ignore=DL3008
+RUN if [ "${DEVICE}" != cpu ]; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN groupadd --gid 10001 mnemosyne \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data mnemosyne \
     && install -d -o 10001 -g 10001 -m 0700 /data

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -22,6 +24,7 @@ WIDTHS = (64, 128, 256)
 LENGTHS = range(16, 129, 16)
 LARGEST = {torch.float32: 64, torch.bfloat16: 128}
 """head_dim and chunk beyond which a program's shared memory doesn't suffice."""
+NOWHERE = "a machine without triton, a C compiler for it, or a Hopper GPU"
 CELL_HEAD_DIMS = (64,)
 CELL_CHUNK = 64
 """Of cells and steps: what was tested on a GPU."""
@@ -57,7 +60,7 @@ def missing(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> str | None
     if max(head_dim, length) > LARGEST[x.dtype]:
         return f"head_dim {head_dim} and chunk {length} in {x.dtype}"
     if not _hopper(x.device):
-        return "a machine without triton or a Hopper GPU"
+        return NOWHERE
     return None
 
 
@@ -68,7 +71,10 @@ def takes(theta: Tensor) -> bool:
 
 @cache
 def _hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9 and importlib.util.find_spec("triton") is not None
+    """Whether kernels can be compiled for it here. Triton links their launchers with a C compiler."""
+    if torch.cuda.get_device_capability(device)[0] != 9 or importlib.util.find_spec("triton") is None:
+        return False
+    return any(shutil.which(name) for name in (os.environ.get("CC") or "", "gcc", "clang"))
 
 
 def unserved(rule: MemoryRule, shape: Shape, compute: torch.dtype, device: torch.device) -> str | None:
@@ -91,5 +97,5 @@ def unserved(rule: MemoryRule, shape: Shape, compute: torch.dtype, device: torch
     if shape.cell % 128 or shape.dim % 64 or shape.ffn % 64:
         return f"dim {shape.dim}, ffn {shape.ffn} and cells of {shape.cell} tokens"
     if not _hopper(device):
-        return "a machine without triton or a Hopper GPU"
+        return NOWHERE
     return None
