@@ -16,6 +16,7 @@ from mnemosyne.engine.arrivals import Arrivals
 from mnemosyne.engine.copies import Copier, copier_for
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.desk import Desk
+from mnemosyne.engine.draws import Draws
 from mnemosyne.engine.errors import MnemosyneError, RequestError
 from mnemosyne.engine.holdings import Holdings, tensor_bytes
 from mnemosyne.engine.ingest import Ingest
@@ -39,7 +40,8 @@ from mnemosyne.engine.messages import (
     TraceTokens,
 )
 from mnemosyne.engine.relief import Relief
-from mnemosyne.engine.runner import Committed, Decoding, Logits, Model, Runner
+from mnemosyne.engine.runner import Committed, Decoding, Model, Runner
+from mnemosyne.engine.sampling import Choice
 from mnemosyne.engine.scheduler import Limits, Scheduler
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.tiers import Budgets
@@ -70,6 +72,7 @@ class Engine:
             max_queued_tokens=limits.max_queued_tokens,
             room_bytes=None if budgets is None else budgets.device + budgets.host,
         )
+        self._draws = Draws()
         self._chunk = chunk
         self._runner = Runner(model)
         self._scheduler = Scheduler(limits, chunk)
@@ -219,16 +222,17 @@ class Engine:
             self._relief.ran_out(jobs, partial(self._scheduler.decode_too_large, len(jobs)), reason)
             return
         self._scheduler.decode_fitted()
-        for job, row, outcome in zip(jobs, rows, outcomes, strict=True):
+        choices = self._draws.draw(jobs, rows, outcomes)
+        for job, row, choice in zip(jobs, rows, choices, strict=True):
             self._scheduler.decoded(job.id)
             try:
                 if row.trace:
                     self._counters.add("tokens_recommitted_total", self._chunk)
                     self._ingest.report(job, Committed(row.state, tuple(row.trace)))
                     row.trace = []
-                if isinstance(outcome, MnemosyneError):
-                    raise outcome
-                self._emit(job, row, outcome)
+                if isinstance(choice, MnemosyneError):
+                    raise choice
+                self._emit(job, row, choice)
             except MnemosyneError as error:
                 self._desk.fail(job, error)
         self._counters.add("decode_seconds_total", time.perf_counter() - began)
@@ -248,10 +252,9 @@ class Engine:
         later = set(full[free:])
         return [job for job in jobs if job not in later]
 
-    def _emit(self, job: Job, row: Decoding, logits: Logits) -> None:
-        assert isinstance(job.request, Generate) and job.sampler is not None
+    def _emit(self, job: Job, row: Decoding, choice: Choice) -> None:
+        assert isinstance(job.request, Generate)
         sampling = job.request.sampling
-        choice = job.sampler.draw(logits, row.state.tokens_seen)
         if choice.token in sampling.stop_ids and not sampling.ignore_eos:
             self._end_answer(job, row, "stop")
             return

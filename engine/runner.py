@@ -161,7 +161,8 @@ class Runner:
         chunks = [row.open for row in rows if row.open is not None]
         if not chunks:
             return []
-        tokens = torch.tensor([row.next for row in rows], dtype=torch.long, device=self._device)
+        # On the host: a model that needs them on its device takes them there itself.
+        tokens = torch.tensor([row.next for row in rows], dtype=torch.long)
         try:
             logits = _rows(self._model.decode(chunks, tokens))
         except torch.OutOfMemoryError:

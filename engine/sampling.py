@@ -41,28 +41,38 @@ class Sampler:
         self._seen = np.zeros(vocab_size, dtype=bool)
         self._seen[list(prompt)] = True
         self._emitted = np.zeros(vocab_size, dtype=np.float64)
+        s = sampling
+        penalised = s.presence_penalty != 0.0 or s.frequency_penalty != 0.0 or s.repetition_penalty != 1.0
+        self._plain = s.temperature == 0.0 and s.logprobs is None and not s.logit_bias and not penalised
 
     def draw(self, logits: NDArray[np.float32], position: int) -> Choice:
         """The token at absolute index ``position``, from the logits [vocab] of the one before. Raises
         NotFinite."""
         if not bool(np.isfinite(logits).all()):
             raise NotFinite("a logit is not a finite number")
+        settings = self._sampling
+        if self._plain:
+            # What fp32 orders float64 orders alike: nothing is converted.
+            return Choice(self._taken(int(np.argmax(logits))), None, ())
         raw = logits.astype(np.float64)
         scores = self._shape(raw)
-        settings = self._sampling
         if settings.temperature == 0.0:
-            token = int(np.argmax(scores))
+            token = self._taken(int(np.argmax(scores)))
         else:
             probabilities = _restrict(scores / settings.temperature, settings)
-            token = _invert(probabilities, uniform(settings.seed, settings.choice, position))
-        self._seen[token] = True
-        self._emitted[token] += 1
+            drawn = uniform(settings.seed, settings.choice, position)
+            token = self._taken(_invert(probabilities, drawn))
         if settings.logprobs is None:
             return Choice(token, None, ())
         logprobs = raw - raw.max()
         logprobs -= math.log(float(np.exp(logprobs).sum()))
         top = np.argsort(-raw, kind="stable")[: settings.logprobs]
         return Choice(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in top))
+
+    def _taken(self, token: int) -> int:
+        self._seen[token] = True
+        self._emitted[token] += 1
+        return token
 
     def _shape(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         settings = self._sampling
@@ -73,8 +83,10 @@ class Sampler:
             seen = scores[self._seen]
             factor = settings.repetition_penalty
             scores[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
-        scores -= settings.frequency_penalty * self._emitted
-        scores -= settings.presence_penalty * (self._emitted > 0)
+        if settings.frequency_penalty:
+            scores -= settings.frequency_penalty * self._emitted
+        if settings.presence_penalty:
+            scores -= settings.presence_penalty * (self._emitted > 0)
         return scores
 
 
@@ -93,23 +105,52 @@ def _restrict(scores: NDArray[np.float64], settings: Sampling) -> NDArray[np.flo
     weights = np.exp(scores - scores.max())
     if settings.min_p > 0.0:
         weights[weights < settings.min_p] = 0.0
-    if settings.top_k <= 0 and settings.top_p >= 1.0:
-        return weights
-    order = np.argsort(-weights, kind="stable")
     if settings.top_k > 0:
-        weights[order[settings.top_k :]] = 0.0
+        weights = _only(weights, settings.top_k)
     if settings.top_p < 1.0:
-        ranked = weights[order]
-        before = np.cumsum(ranked) - ranked
-        weights[order[1:][before[1:] >= settings.top_p * ranked.sum()]] = 0.0
+        weights = _only(weights, _nucleus(weights, settings.top_p))
     return weights
+
+
+def _only(weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The ``count`` best, and zero for the others."""
+    kept = _best(weights, count)[:count]
+    restricted = np.zeros_like(weights)
+    restricted[kept] = weights[kept]
+    return restricted
+
+
+def _best(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """At least ``count`` ids of the largest weights, in their order; the smaller id first among equals."""
+    if count >= len(weights):
+        return np.argsort(-weights, kind="stable")
+    # Sorting all of a vocabulary takes many times as long as finding its best.
+    least = np.partition(weights, len(weights) - count)[len(weights) - count]
+    found = np.flatnonzero(weights >= least)
+    return found[np.argsort(-weights[found], kind="stable")]
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> int:
+    """How many of the best it takes for ``top_p`` of all weight."""
+    wanted = top_p * weights.sum()
+    count = 64
+    while True:
+        ranked = weights[_best(weights, count)]
+        before = np.cumsum(ranked) - ranked
+        beyond = np.flatnonzero(before[1:] >= wanted)
+        if len(beyond):
+            return int(beyond[0]) + 1
+        if len(ranked) == len(weights):
+            return len(weights)
+        count *= 8
 
 
 def _invert(weights: NDArray[np.float64], u: float) -> int:
     """The token at ``u`` of the cumulative distribution over ids; one of weight zero is never it."""
-    cumulative = np.cumsum(weights)
-    token = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(token, int(np.flatnonzero(weights)[-1]))
+    possible = np.flatnonzero(weights)
+    cumulative = np.cumsum(weights[possible])
+    at = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return int(possible[min(at, len(possible) - 1)])
 
 
 def check(sampling: Sampling, vocab_size: int) -> None:
