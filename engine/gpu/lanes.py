@@ -7,7 +7,8 @@ passes between cells, so lanes change no bit. Knows no session but as addresses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ LANES = 2
 """Of waves of whole cells; those of single chunks have one."""
 SHORT = 16
 """Single chunks in the smaller of the two sizes of wave that there are for them."""
+
+
+AHEAD = 32
+"""Waves whose tables go to the device together; those of the next are made while they run."""
 
 
 class Group:
@@ -84,7 +89,7 @@ class Lanes:
 
     def run(
         self,
-        waves: Sequence[Cells],
+        waves: Iterable[Cells],
         addresses: NDArray[np.int64],
         length: int,
         size: int,
@@ -94,15 +99,19 @@ class Lanes:
 
         ``addresses`` `[B, 3]`: of each session's state, of its open chunk, and how many of its ``length``
         tokens count. ``opened``: the open chunks are filled, and the states stay (``Wave.run``)."""
-        groups = [self._group(len(cells), size) for cells in waves]
-        tables = [_table(group, cells, addresses, length) for group, cells in zip(groups, waves, strict=True)]
-        there = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
-        if self._device.type == "cuda":
-            there = there.pin_memory().to(self._device, non_blocking=True)
-        for group, table in zip(groups, there.split([table.size for table in tables]), strict=True):
-            group.table.copy_(table.view(group.table.shape))
-            self._run(group, size, opened)
-            yield group
+        rest = iter(waves)
+        while some := list(islice(rest, AHEAD)):
+            groups = [self._group(len(cells), size) for cells in some]
+            tables = [
+                _table(group, cells, addresses, length) for group, cells in zip(groups, some, strict=True)
+            ]
+            there = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
+            if self._device.type == "cuda":
+                there = there.pin_memory().to(self._device, non_blocking=True)
+            for group, table in zip(groups, there.split([table.size for table in tables]), strict=True):
+                group.table.copy_(table.view(group.table.shape))
+                self._run(group, size, opened)
+                yield group
 
     def _group(self, cells: int, size: int) -> Group:
         """The smallest that takes them."""

@@ -91,7 +91,7 @@ class GpuTitans:
         B, T = tokens.shape
         self._place(tokens, [read.position for read in reads])
         size = chunk if tokens.shape[1] == chunk else self._rows
-        cells = list(waves(reads, config.layers, size, chunk, self._lanes.most[size]))
+        cells = waves(reads, config.layers, size, chunk, self._lanes.most[size])
         addresses = np.array([(blob.data_ptr(), 0, T) for blob in blobs], np.int64)
         detail = torch.zeros(2, config.layers, B * T, device=self.device) if per_token else None
         for group in self._lanes.run(cells, addresses, T, size):
@@ -166,7 +166,7 @@ class GpuTitans:
         reads = [Read(chunk.committed.position, L) for chunk in chunks]
         self._place(padded.to(self.device), [read.position for read in reads])
         addresses = np.array([(*chunk.addresses, chunk.length) for chunk in chunks], np.int64)
-        cells = list(waves(reads, config.layers, L, L, self._lanes.most[L]))
+        cells = waves(reads, config.layers, L, L, self._lanes.most[L])
         for _ in self._lanes.run(cells, addresses, L, L, opened=True):
             pass
         last = [b * L + chunk.length - 1 for b, chunk in enumerate(chunks)]
