@@ -20,18 +20,18 @@ from typing import Any
 import torch
 from bench_devices_sessions import Plan, Session, decode, ingest, read
 from bench_gpu_card import commit_of, version
+from bench_presets import TRIAL, config_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from mnemosyne.checkpoints.weights import save_checkpoint
 from mnemosyne.engine.client import EngineClient
-from mnemosyne.engine.config import PRESETS, MemoryConfig, ModelConfig, Variant, preset
+from mnemosyne.engine.config import PRESETS, ModelConfig
 from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.engine.fleet import Fleet
 from mnemosyne.engine.messages import INITIAL
 from mnemosyne.engine.model import Titans
 
-TOY = "toy"
 PROMPT = {"system": "{content}", "user": "{content}", "assistant": "{content}", "end_of_turn": "", "stop": []}
 Result = dict[str, Any]
 MOVES = 5
@@ -41,24 +41,6 @@ SETTLED = 3.0
 
 class Wrong(Exception):
     """A result isn't what it must be, so no speed means anything."""
-
-
-def config_of(name: str, variant: Variant) -> ModelConfig:
-    """A preset, or one small enough to try the bench on a CPU."""
-    if name != TOY:
-        return preset(name, variant)
-    return ModelConfig(
-        variant=variant,
-        layers=2,
-        dim=64,
-        vocab_size=256,
-        head_dim=32,
-        chunk=16,
-        segment=64,
-        window=64,
-        persistent=4,
-        memory=MemoryConfig(depth=2, expansion=2),
-    )
 
 
 def make_checkpoint(folder: Path, config: ModelConfig) -> int:
@@ -247,7 +229,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--devices", default="cuda:0,cuda:1", help="two or more; cpu,cpu to try the bench")
-    parser.add_argument("--preset", choices=(*PRESETS, TOY), default="170M")
+    parser.add_argument("--preset", choices=(*PRESETS, TRIAL), default="170M")
     parser.add_argument("--variant", choices=("mac", "mag", "mal", "lmm"), default="mac")
     parser.add_argument("--sessions", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=65_536, help="that each session reads")

@@ -24,11 +24,12 @@ import torch
 from bench_gpu_card import Card, commit_of, version
 from bench_gpu_decode import measure_decode
 from bench_gpu_ingest import measure_long, measure_many, measure_single
-from bench_gpu_model import TRIAL, Subject, make
+from bench_gpu_model import Subject, make
 from bench_gpu_peers import NAMES, Ours, measure_ours, measure_peer, remaining
 from bench_gpu_plan import FULL, QUICK, SECONDS, TOY, Plan
 from bench_gpu_report import Line, failed, left_out, table_of
 from bench_gpu_switch import measure_switch
+from bench_presets import TRIAL
 from rich.console import Console
 from roofline import Rates
 

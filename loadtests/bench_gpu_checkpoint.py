@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench_gpu_model import TRIAL, config_of
+from bench_presets import TRIAL, config_of
 
 from mnemosyne.checkpoints.weights import Checkpoint, load_checkpoint, save_checkpoint, shipped
 from mnemosyne.engine.config import Variant

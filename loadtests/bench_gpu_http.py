@@ -25,11 +25,11 @@ import torch
 from bench_gpu_card import Card, commit_of, version
 from bench_gpu_checkpoint import random_checkpoint
 from bench_gpu_engine import Reader, measure_engine
-from bench_gpu_model import TRIAL
 from bench_gpu_plan import MANY
 from bench_gpu_report import Line, failed, table_of
 from bench_gpu_server import measure_server
 from bench_gpu_streams import TOY, Asked, Measured
+from bench_presets import TRIAL
 from bench_reading import long_text, read
 from bench_report import CheckFailed
 from rich.console import Console

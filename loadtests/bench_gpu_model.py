@@ -13,38 +13,19 @@ from dataclasses import dataclass
 
 import torch
 from bench_gpu_card import Card
+from bench_presets import config_of
 from bench_report import CheckFailed
 from torch import Tensor
 
-from mnemosyne.engine.config import MemoryConfig, ModelConfig, Variant, preset
+from mnemosyne.engine.config import ModelConfig, Variant
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.runner import Model
 from mnemosyne.engine.state import INPUT, SessionState
 
-TRIAL = "tiny"
-"""A preset of this bench alone, to try it on a CPU."""
 AS_FAR, LEAST_FAR, TOO_FAR = 2.0, 1e-3, 0.25
 """The served path may be as many times as far from float32 as the plain one in the same precision, with a
 floor for what is exact; where even that one is too far, a comparison says nothing."""
 NEIGHBOURS, STEPS = 4, 3
-
-
-def config_of(name: str, variant: Variant) -> ModelConfig:
-    """A preset, or the trial's. Raises ConfigError."""
-    if name != TRIAL:
-        return preset(name, variant)
-    return ModelConfig(
-        variant=variant,
-        layers=2,
-        dim=64,
-        vocab_size=256,
-        head_dim=32,
-        chunk=16,
-        segment=64,
-        window=64,
-        persistent=4,
-        memory=MemoryConfig(depth=2, expansion=2),
-    )
 
 
 @dataclass(frozen=True)

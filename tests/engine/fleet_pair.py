@@ -1,4 +1,4 @@
-"""Two engines behind one fleet, for tests: who is busy, what time it is, and what one alone would have made."""
+"""Two engines behind one fleet, for tests: who is busy, what time it is, what one alone would have made."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Script = Callable[[str], ModuleType]
 @pytest.mark.slow
 def test_the_whole_runs_at_toy_size(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--sessions 2 --tokens 512 --piece 128 --answer 16 --dtype float32 --threads 1".split()
-    status = script("bench_devices").main(["--devices", "cpu,cpu", "--preset", "toy", *sizes])
+    status = script("bench_devices").main(["--devices", "cpu,cpu", "--preset", "tiny", *sizes])
     before, _, last = capsys.readouterr().out.strip().rpartition("\n")
     result = json.loads(last)
     assert status == 0 and result["correct"], before
