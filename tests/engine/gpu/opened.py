@@ -25,6 +25,7 @@ def tiny(
     head_dim: int = 32,
     layers: int = 2,
     gate: str = "default",
+    window: int = 32,
     **memory: object,
 ) -> ModelConfig:
     return ModelConfig(
@@ -35,7 +36,7 @@ def tiny(
         vocab_size=80,
         chunk=16,
         segment=32,
-        window=32,
+        window=window,
         persistent=3,
         gate=gate,
         memory=MemoryConfig(**{"expansion": 2, "theta_max": 0.3, "alpha_max": 0.2, **memory}),
