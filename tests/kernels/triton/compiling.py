@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -51,6 +53,31 @@ def launches(module: Any, kernel: str, call: Callable[[], Any]) -> list[Launch]:
         patch.setattr(module, kernel, Recorder())
         call()
     return recorded
+
+
+Recorded = dict[str, list[tuple[Any, Launch]]]
+"""Name of a kernel -> itself and each of its launches."""
+
+
+def recorded(patch: pytest.MonkeyPatch, modules: Sequence[ModuleType]) -> Recorded:
+    """What is launched of ``modules`` from now on, as it comes, without running it."""
+    found: Recorded = defaultdict(list)
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            def record(*arguments: Any, **options: Any) -> None:
+                found[self.kernel.__name__].append((self.kernel, Launch(arguments, options)))
+
+            return record
+
+    for module in modules:
+        for name, kernel in list(vars(module).items()):
+            if name.endswith("_kernel"):
+                patch.setattr(module, name, Recorder(kernel))
+    return found
 
 
 def resources(kernel: Any, launch: Launch) -> Resources:

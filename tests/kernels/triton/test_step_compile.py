@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from mnemosyne.engine.config import MemoryConfig, ModelConfig
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.model import Titans
-from tests.kernels.triton.compiling import Launch, Resources, resources
+from tests.kernels.triton.compiling import Launch, Recorded, Resources, recorded, resources
 
 SHARED = 227 * 1024
 """Bytes that one program may have."""
@@ -25,28 +23,13 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, sessions: int) -> dict[str, list[tuple[Any, Launch]]]:
-    """Name -> kernel and launch, of one step of MAC by the sizes of the presets' heads."""
+def launched(monkeypatch: pytest.MonkeyPatch, sessions: int) -> Recorded:
+    """What one step of MAC launches, by the sizes of the presets' heads."""
     pytest.importorskip("triton", reason="needs triton, which is made for Linux")
     from mnemosyne.engine.gpu.decode import Step
     from mnemosyne.kernels.triton import step_attention, step_memory, step_product, step_recall, step_rows
 
-    found: dict[str, list[tuple[Any, Launch]]] = defaultdict(list)
-
-    class Recorder:
-        def __init__(self, name: str, kernel: Any) -> None:
-            self.name, self.kernel = name, kernel
-
-        def __getitem__(self, grid: Any) -> Callable[..., None]:
-            def record(*arguments: Any, **options: Any) -> None:
-                found[self.name].append((self.kernel, Launch(arguments, options)))
-
-            return record
-
-    for module in (step_attention, step_memory, step_product, step_recall, step_rows):
-        name = module.__name__.rpartition(".")[2]
-        kernel = "product_kernel" if module is step_product else f"{name}_kernel"
-        monkeypatch.setattr(module, kernel, Recorder(name, getattr(module, kernel)))
+    found = recorded(monkeypatch, (step_attention, step_memory, step_product, step_recall, step_rows))
     config = ModelConfig(
         variant="mac", layers=1, dim=512, vocab_size=512, persistent=128, memory=MemoryConfig(expansion=4)
     )
@@ -70,7 +53,7 @@ def test_programs_share_a_multiprocessor(
     monkeypatch: pytest.MonkeyPatch, name: str, programs: int, spilled: int
 ) -> None:
     """So many at a time that one loads while another waits, and what they load comes 16 bytes at once."""
-    ((kernel, launch),) = launched(monkeypatch, 64)[name]
+    ((kernel, launch),) = launched(monkeypatch, 64)[f"{name}_kernel"]
     found = compiled((kernel, launch))
     assert programs * found.registers * 32 * launch.options["num_warps"] <= REGISTERS
     assert programs * found.shared <= SHARED
@@ -81,7 +64,7 @@ def test_programs_share_a_multiprocessor(
 
 @pytest.mark.parametrize("sessions", [1, 128])
 def test_products(monkeypatch: pytest.MonkeyPatch, sessions: int) -> None:
-    products = launched(monkeypatch, sessions)["step_product"]
+    products = launched(monkeypatch, sessions)["product_kernel"]
     assert len(products) == 8
     with_gates, swiglu, in_fp32 = products[3], products[5], products[7]
     for launch in (with_gates, swiglu, in_fp32):
