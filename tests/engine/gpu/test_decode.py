@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from mnemosyne.engine.model import Titans
 from mnemosyne.engine.open_chunk import OpenChunk
 from tests.engine.gpu.opened import blob_chunk, error, sessions, tiny
 from tests.engine.models import small_model
+from tests.kernels.triton.interpreter import passes_in_the_interpreter
 
 FILE = Path(__file__).with_name("interpreted_decode.py")
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
@@ -25,17 +22,7 @@ LENGTHS = [(3, 13), (0, 0), (1, 1), (2, 0), (0, 5), (5, 7), (4, 12)]
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="needs triton, which is made for Linux")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FILE)]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert re.search(r"^\d+ passed", done.stdout, re.M), "nothing was run, or something was skipped"
+    passes_in_the_interpreter(FILE)
 
 
 def on_gpu(config: ModelConfig, dtype: torch.dtype) -> Titans:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -23,6 +19,7 @@ from mnemosyne.engine.trace import Trace
 from tests.engine.gpu.compared import errors, same_bits, same_trace, told_of, trace_error
 from tests.engine.gpu.opened import error, sessions
 from tests.engine.models import VARIANTS, small_model
+from tests.kernels.triton.interpreter import passes_in_the_interpreter
 
 if TYPE_CHECKING:
     from mnemosyne.engine.gpu.model import GpuTitans
@@ -37,17 +34,7 @@ CELLS = 24
 
 
 def test_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="needs triton, which is made for Linux")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FILE)]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert re.search(r"^\d+ passed", done.stdout, re.M), "nothing was run, or something was skipped"
+    passes_in_the_interpreter(FILE)
 
 
 @cache

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-FILE = Path(__file__).with_name("interpreted.py")
+from tests.kernels.triton.interpreter import passes_in_the_interpreter
 
 
 def test_the_kernels_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="needs triton, which is made for Linux")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FILE)]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert re.search(r"^\d+ passed", done.stdout, re.M), "nothing was run, or something was skipped"
+    passes_in_the_interpreter(Path(__file__).with_name("interpreted.py"))
