@@ -6,12 +6,16 @@ costs milliseconds here, so models are as small as they can be and still have tw
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton import language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from mnemosyne.engine import trace
@@ -32,12 +36,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BOUND = 1e-5
 CHUNK = 16
 
+# In MAG and MAL what attention answered reaches a state only in the layer above, and with a single head a norm
+# hides by what it is multiplied.
 CONFIGS = {
     "mac": tiny("mac", layers=1),
-    "mac, linear": tiny("mac", layers=1, depth=1, clip=None, gate="paper"),
-    "mag, a window longer than a cell": tiny("mag", layers=1, window=64, expansion=4, gate="paper"),
-    "mag, linear, a window shorter than a cell": tiny("mag", layers=1, window=16, depth=1),
-    "mal": tiny("mal", layers=1, residual=False, norm=False, clip=0.05),
+    "mac, linear": tiny("mac", layers=1, head_dim=64, depth=1, clip=None, gate="paper"),
+    "mag, a window longer than a cell": tiny("mag", window=64, expansion=4, gate="paper"),
+    "mag, linear, a window shorter than a cell": tiny("mag", window=16, depth=1),
+    "mal": tiny("mal", head_dim=64, residual=False, norm=False, clip=0.05),
     "mal, linear": tiny("mal", layers=1, head_dim=64, depth=1, norm=False, clip=0.3),
     "lmm": tiny("lmm", head_dim=64, expansion=1, clip=None),
     "lmm, linear": tiny("lmm", layers=1, depth=1, residual=False),
@@ -53,12 +59,27 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (trace, wave):
         monkeypatch.setattr(module, "GAIN_EVERY", 2)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", rows_alone)
+    monkeypatch.setattr(interpreter, "_patch_builtin", patch_builtin)
 
 
 def rows_alone(_: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *__: object) -> TensorHandle:
     """A product whose rows don't depend on their number, as on a tensor core and unlike in a BLAS."""
     each = a.data[:, None, :] * np.ascontiguousarray(b.data.T)[None]
     return TensorHandle(each.sum(-1, dtype=np.float32) + d.data, d.dtype.scalar)
+
+
+@cache
+def builtins_of(package: object) -> list[str]:
+    return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+
+def patch_builtin(package: object, builder: object, scope: object) -> None:
+    """As the interpreter's own, which looks through all of ``triton.language`` at every call of a function:
+    a fifth of the time."""
+    for name in builtins_of(package):
+        member = getattr(package, name)
+        if tl.core.is_builtin(member):
+            interpreter._patch_attr(package, name, member, builder, scope)
 
 
 @pytest.fixture(autouse=True)
@@ -127,9 +148,7 @@ def test_an_open_chunk_and_what_is_decoded_on_it(name: str) -> None:
     assert state.digest() == committed
 
 
-@pytest.mark.parametrize(
-    "config", [tiny("mac", head_dim=64), tiny("mag", head_dim=64, layers=1)], ids=["mac", "mag"]
-)
+@pytest.mark.parametrize("config", [tiny("mac", head_dim=64), tiny("mag", head_dim=64)], ids=["mac", "mag"])
 def test_the_same_bits_in_any_order_split_and_wave(config: ModelConfig) -> None:
     model, gpu = made(config)
     states = sessions(model, [(3, 0), (0, 0)])
