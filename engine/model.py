@@ -209,12 +209,15 @@ class Titans(nn.Module):
         prefix = [s.kinds.rfind(b"\0") + 1 for s in states]
         logits = torch.zeros(len(states), self.config.vocab_size, dtype=self.master, device=self.device)
         chunks: list[OpenChunk | None] = [None] * len(states)
-        for some in (True, False):
-            which = [b for b, n in enumerate(prefix) if (n > 0) == some]
-            if which:
-                rows, opened = self._open([states[b] for b in which], [prefix[b] for b in which])
-                for b, row, chunk in zip(which, rows, opened, strict=True):
-                    logits[b], chunks[b] = row, chunk
+        begun = [b for b, n in enumerate(prefix) if not n]
+        if begun:
+            for b, chunk in zip(begun, self.begin([states[b] for b in begun]), strict=True):
+                chunks[b] = chunk
+        which = [b for b, n in enumerate(prefix) if n]
+        if which:
+            rows, opened = self._open([states[b] for b in which], [prefix[b] for b in which])
+            for b, row, chunk in zip(which, rows, opened, strict=True):
+                logits[b], chunks[b] = row, chunk
         opened_chunks = [chunk for chunk in chunks if chunk is not None]
         for i in range(self.config.chunk):
             which = [b for b, s in enumerate(states) if prefix[b] + i < len(s.pending)]
@@ -224,37 +227,28 @@ class Titans(nn.Module):
             logits[which] = self.decode([opened_chunks[b] for b in which], ids)
         return logits, opened_chunks
 
-    def _open(self, states: list[SessionState], prefix: list[int]) -> tuple[Tensor, list[OpenChunk]]:
-        layers = self._layers(states)
-        length = torch.tensor(prefix, dtype=torch.int64, device=self.device)
-        group = []
-        x = torch.zeros(len(states), 1, self.config.dim, dtype=self.master, device=self.device)
-        if prefix[0]:
-            padded = torch.zeros(len(states), self.config.chunk, dtype=torch.int64)
-            for b, (state, n) in enumerate(zip(states, prefix, strict=True)):
-                padded[b, :n] = torch.tensor(state.pending[:n])
-            places = self._places(states, self.config.chunk)
-            x = self.embed(padded)
-            for block, layer in zip(self.blocks, layers, strict=True):
-                mixed, cache = block.mixer.open(block.norm_mixer(x), layer, places, length)
-                x = block.feed(x, mixed)
-                group.append(cache)
-            x = x[torch.arange(len(states)), length - 1]
-        else:
-            group = [block.mixer.empty(layer) for block, layer in zip(self.blocks, layers, strict=True)]
-        # The caches are changed in place from here on: nothing in them may be shared with a committed state.
+    @torch.inference_mode()
+    def begin(self, states: Sequence[SessionState]) -> list[OpenChunk]:
+        """Chunks without a token, on top of what is committed; what is pending isn't taken in."""
         group = [
-            {
-                k: v if k.startswith(("memory.", "momentum.", "segment_")) else v.clone()
-                for k, v in cache.items()
-            }
-            for cache in group
+            block.mixer.empty(layer) for block, layer in zip(self.blocks, self._layers(states), strict=True)
         ]
-        opened: list[OpenChunk] = [
-            GroupedChunk(state, state.pending[:n], state.kinds[:n], group, b)
-            for b, (state, n) in enumerate(zip(states, prefix, strict=True))
-        ]
-        return self.logits(self.norm(x)).view(len(states), -1), opened
+        return _grouped(states, [0] * len(states), group)
+
+    def _open(self, states: list[SessionState], prefix: list[int]) -> tuple[Tensor, list[OpenChunk]]:
+        length = torch.tensor(prefix, dtype=torch.int64, device=self.device)
+        padded = torch.zeros(len(states), self.config.chunk, dtype=torch.int64)
+        for b, (state, n) in enumerate(zip(states, prefix, strict=True)):
+            padded[b, :n] = torch.tensor(state.pending[:n])
+        places = self._places(states, self.config.chunk)
+        x = self.embed(padded)
+        group = []
+        for block, layer in zip(self.blocks, self._layers(states), strict=True):
+            mixed, cache = block.mixer.open(block.norm_mixer(x), layer, places, length)
+            x = block.feed(x, mixed)
+            group.append(cache)
+        x = x[torch.arange(len(states)), length - 1]
+        return self.logits(self.norm(x)).view(len(states), -1), _grouped(states, prefix, group)
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[OpenChunk], tokens: Tensor) -> Tensor:
@@ -269,3 +263,16 @@ class Titans(nn.Module):
         for chunk, token in zip(chunks, tokens.tolist(), strict=True):
             chunk.append(token, GENERATED)
         return self.logits(self.norm(x[:, 0]))
+
+
+def _grouped(states: Sequence[SessionState], prefix: Sequence[int], group: list[State]) -> list[OpenChunk]:
+    """Chunks of the first ``prefix`` pending tokens, whose caches, in ``group``, are changed in place from
+    here on: nothing in them may be shared with a committed state."""
+    own = [
+        {k: v if k.startswith(("memory.", "momentum.", "segment_")) else v.clone() for k, v in cache.items()}
+        for cache in group
+    ]
+    return [
+        GroupedChunk(state, state.pending[:n], state.kinds[:n], own, b)
+        for b, (state, n) in enumerate(zip(states, prefix, strict=True))
+    ]

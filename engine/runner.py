@@ -48,6 +48,8 @@ class Model(Protocol):
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[torch.Tensor, list[OpenChunk]]: ...
 
+    def begin(self, states: Sequence[SessionState]) -> list[OpenChunk]: ...
+
     def decode(self, chunks: Sequence[OpenChunk], tokens: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -143,16 +145,22 @@ class Runner:
         return outcomes
 
     def _commit_full(self, rows: Sequence[Decoding]) -> list[Committed | MnemosyneError]:
-        """The token after a full chunk has come: commit the chunk and begin the next one with that token."""
+        """The token after a full chunk has come: commit the chunk and begin the next one, which takes that
+        token in beside the other rows'."""
         if not rows:
             return []
         outcomes = self.commit([row.state for row in rows], [row.state.pending for row in rows])
+        committed = []
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, Committed):
                 row.state = outcome.state
                 row.trace = list(outcome.trace)
                 row.open = None
-                _take_next(row)
+                committed.append(row)
+        if committed:
+            begun = self._model.begin([row.state for row in committed])
+            for row, chunk in zip(committed, begun, strict=True):
+                row.open = chunk
         return outcomes
 
     def _extend(self, rows: Sequence[Decoding]) -> list[Logits]:

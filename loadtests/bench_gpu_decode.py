@@ -7,7 +7,6 @@ and measured through it.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import torch
@@ -16,9 +15,8 @@ from bench_gpu_plan import Plan
 from bench_gpu_report import Line, failed, left_out
 from bench_report import CheckFailed
 from roofline import Rates, decode, explained, seconds
-from torch import Tensor
 
-from mnemosyne.engine.state import GENERATED, SessionState
+from mnemosyne.engine.state import SessionState
 
 LEAST_SHARE, AIM_SHARE = 0.4, 0.6
 GROUP_TOKENS = 65_536
@@ -43,33 +41,21 @@ class Decoding:
         committed first."""
         tokens = self.logits.argmax(1)
         full = [i for i, chunk in enumerate(self.chunks) if chunk.length == self._chunk]
-        going = [i for i in range(len(self.chunks)) if i not in full]
-        if not full:
-            self.logits = self._model.decode(self.chunks, tokens)
-            return
-        after = self.logits.clone()
-        if going:
-            after[going] = self._model.decode([self.chunks[i] for i in going], tokens[going])
-        card = self._subject.card
-        card.wait()
-        began = time.perf_counter()
-        after[full] = self._commit(full, tokens[full].tolist())
-        card.wait()
-        self.committing += time.perf_counter() - began
-        self.logits = after
+        if full:
+            card = self._subject.card
+            card.wait()
+            began = time.perf_counter()
+            self._commit(full)
+            card.wait()
+            self.committing += time.perf_counter() - began
+        self.logits = self._model.decode(self.chunks, tokens)
 
-    def _commit(self, rows: list[int], tokens: list[int]) -> Tensor:
-        """Commit the chunks of ``rows`` and begin new ones with ``tokens``; the logits after these."""
+    def _commit(self, rows: list[int]) -> None:
+        """Commit the chunks of ``rows`` and begin new ones."""
         ids = torch.tensor([self.chunks[i].tokens for i in rows], device=self._subject.card.device)
         states, _ = self._model.prefill([self.chunks[i].committed for i in rows], ids)
-        begun = [
-            dataclasses.replace(state, pending=(token,), kinds=bytes([GENERATED]))
-            for state, token in zip(states, tokens, strict=True)
-        ]
-        logits, opened = self._model.open_chunk(begun)
-        for i, chunk in zip(rows, opened, strict=True):
+        for i, chunk in zip(rows, self._model.begin(states), strict=True):
             self.chunks[i] = chunk
-        return logits
 
 
 def measure_decode(subject: Subject, rates: Rates, plan: Plan, until: float) -> list[Line]:

@@ -101,7 +101,7 @@ def make(name: str, variant: Variant, card: Card) -> Subject:
         config=config,
         model=model,
         parameters=titans.parameter_count(),
-        state_bytes=sum(tensor.nbytes for tensor in start.tensors.values()),
+        state_bytes=sum(tensor.nbytes for tensor in model.initial_state().tensors.values()),
         card=card,
         path=path,
         distances=far | {f"{what} (plain)": value for what, value in plain_far.items()},

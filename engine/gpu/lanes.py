@@ -22,11 +22,11 @@ from mnemosyne.engine.gpu.wave import Tokens, Wave
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.kernels.triton.cells import FIELDS
 
-LANES = 2
+LANES = 3
 """Of waves of whole cells; those of single chunks have one."""
-SHORT = 16
-"""Single chunks in the smaller of the two sizes of wave that there are for them."""
-
+SHORT = (1, 4, 16)
+"""Sizes of waves of single chunks, besides the largest: a program costs a little even where its cell is
+empty, and a session that commits a chunk while others decode comes alone."""
 
 AHEAD = 32
 """Waves whose tables go to the device together; those of the next are made while they run."""
@@ -65,10 +65,11 @@ class Lanes:
         self.most = {rows: cells, chunk: cells * rows // chunk}
         """Most cells of a wave, by their rows."""
         # One stream's diagonal has as many cells as layers; more sessions fill the largest.
+        counts = {rows: (config.layers,), chunk: SHORT}
         sizes = {
-            (few, size, lanes if size > chunk else 1)
+            (min(count, most), size, lanes if size == rows else 1)
             for size, most in self.most.items()
-            for few in (min(config.layers if size == rows else SHORT, most), most)
+            for count in (*counts[size], most)
         }
 
         def wave(count: int, size: int, room: Tensor, table: Tensor) -> Wave:

@@ -133,16 +133,7 @@ class GpuTitans:
         Tokens up to the last input token run as a chunk masked to their number, generated ones after it one
         by one: so every logit is a function of token ids and kinds alone (spec/memory.md 6)."""
         prefix = [state.kinds.rfind(b"\0") + 1 for state in states]
-        chunks = [
-            BlobChunk(
-                state,
-                state.pending[:n],
-                state.kinds[:n],
-                self.layout.pack(state.tensors, self.device),
-                self._opened.empty(self.device),
-            )
-            for state, n in zip(states, prefix, strict=True)
-        ]
+        chunks = self._chunks(states, prefix)
         logits = torch.zeros(len(states), self.config.vocab_size, device=self.device)
         most = self._tokens.residual.shape[0] // self.config.chunk
         begun = [b for b, n in enumerate(prefix) if n]
@@ -156,6 +147,24 @@ class GpuTitans:
             ids = torch.tensor([states[b].pending[prefix[b] + i] for b in which])
             logits[which] = self._decoder.decode([chunks[b] for b in which], ids)
         return logits, list(chunks)
+
+    @torch.inference_mode()
+    def begin(self, states: Sequence[SessionState]) -> list[OpenChunk]:
+        """Chunks without a token, on top of what is committed; what is pending isn't taken in."""
+        return list(self._chunks(states, [0] * len(states)))
+
+    def _chunks(self, states: Sequence[SessionState], prefix: Sequence[int]) -> list[BlobChunk]:
+        """Of the first ``prefix`` pending tokens, of which nothing was computed yet."""
+        return [
+            BlobChunk(
+                state,
+                state.pending[:n],
+                state.kinds[:n],
+                self.layout.pack(state.tensors, self.device),
+                self._opened.empty(self.device),
+            )
+            for state, n in zip(states, prefix, strict=True)
+        ]
 
     def _open(self, chunks: list[BlobChunk]) -> Tensor:
         """Fill open chunks that have tokens, all of them input; logits after their last."""

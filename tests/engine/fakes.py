@@ -79,6 +79,9 @@ class FakeModel:
         assert all(0 < chunk.length <= CHUNK for chunk in chunks)
         return torch.stack([self._logits(chunk) for chunk in chunks]), chunks
 
+    def begin(self, states: Sequence[SessionState]) -> list[OpenChunk]:
+        return [OpenChunk(state, (), b"") for state in states]
+
     def decode(self, chunks: Sequence[OpenChunk], tokens: Tensor) -> Tensor:
         self.decodes.append(len(chunks))
         for chunk, token in zip(chunks, tokens.tolist(), strict=True):

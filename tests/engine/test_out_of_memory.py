@@ -89,15 +89,19 @@ def test_the_chunks_that_an_answer_commits_are_told_once_though_the_step_ran_twi
     device = Device()
     engine = device_engine(device, on_device=100, on_host=100)
     model: DeviceModel = engine._runner._model  # type: ignore[assignment]
-    opened, calls = model.open_chunk, []
+    begin, decode, calls = model.begin, model.decode, []
 
-    def flaky(*args: object) -> object:
-        calls.append(1)
-        if len(calls) % 3 == 2 and model.prefills:
-            raise torch.OutOfMemoryError("now and then")
-        return opened(*args)  # type: ignore[arg-type]
+    def flaky(run: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object) -> object:
+            calls.append(1)
+            if len(calls) % 3 == 2 and model.prefills:
+                raise torch.OutOfMemoryError("now and then")
+            return run(*args)
 
-    model.open_chunk = flaky  # type: ignore[method-assign, assignment]
+        return wrapped
+
+    model.begin = flaky(begin)  # type: ignore[method-assign, assignment]
+    model.decode = flaky(decode)  # type: ignore[method-assign, assignment]
     engine.accept(answer("other", INITIAL, None, ids(3), max_tokens=30))
     events = drain(engine, answer("g", INITIAL, "h", ids(3), max_tokens=30))
     end = last(events, "g")

@@ -91,6 +91,9 @@ class ScriptedModel:
         chunks = [OpenChunk(state, state.pending, state.kinds) for state in states]
         return torch.stack([_logits(chunk) for chunk in chunks]), chunks
 
+    def begin(self, states: Sequence[SessionState]) -> list[OpenChunk]:
+        return [OpenChunk(state, (), b"") for state in states]
+
     def decode(self, chunks: Sequence[OpenChunk], tokens: Tensor) -> Tensor:
         self._wait()
         self.decoded += 1
