@@ -6,16 +6,12 @@ costs milliseconds here, so models are as small as they can be and still have tw
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from triton import language as tl
-from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from mnemosyne.engine import trace
@@ -36,8 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BOUND = 1e-5
 CHUNK = 16
 
-# In MAG and MAL what attention answered reaches a state only in the layer above, and with a single head a norm
-# hides by what it is multiplied.
+# In MAG and MAL what attention answered reaches a state only in the layer above, and the norm of one head
+# hides by what it was multiplied.
 CONFIGS = {
     "mac": tiny("mac", layers=1),
     "mac, linear": tiny("mac", layers=1, head_dim=64, depth=1, clip=None, gate="paper"),
@@ -59,27 +55,12 @@ def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (trace, wave):
         monkeypatch.setattr(module, "GAIN_EVERY", 2)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", rows_alone)
-    monkeypatch.setattr(interpreter, "_patch_builtin", patch_builtin)
 
 
 def rows_alone(_: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *__: object) -> TensorHandle:
     """A product whose rows don't depend on their number, as on a tensor core and unlike in a BLAS."""
     each = a.data[:, None, :] * np.ascontiguousarray(b.data.T)[None]
     return TensorHandle(each.sum(-1, dtype=np.float32) + d.data, d.dtype.scalar)
-
-
-@cache
-def builtins_of(package: object) -> list[str]:
-    return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
-
-
-def patch_builtin(package: object, builder: object, scope: object) -> None:
-    """As the interpreter's own, which looks through all of ``triton.language`` at every call of a function:
-    a fifth of the time."""
-    for name in builtins_of(package):
-        member = getattr(package, name)
-        if tl.core.is_builtin(member):
-            interpreter._patch_attr(package, name, member, builder, scope)
 
 
 @pytest.fixture(autouse=True)
