@@ -54,7 +54,7 @@ class Lanes:
         cells: int,
         *,
         graphs: bool,
-        lanes: int = LANES,
+        lanes: int,
     ) -> None:
         """Room for ``cells`` whole cells, or as many tokens in single chunks; ``opened`` is the layout of an
         open chunk."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.gpu.blob import gpu_layout
 from mnemosyne.engine.gpu.decode import Decoder
-from mnemosyne.engine.gpu.lanes import Lanes
+from mnemosyne.engine.gpu.lanes import LANES, Lanes
 from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
 from mnemosyne.engine.gpu.schedule import Read, cell_rows, waves
 from mnemosyne.engine.gpu.wave import Tokens, Wave
@@ -37,9 +37,16 @@ TOKENS = 131_072
 
 class GpuTitans:
     def __init__(
-        self, model: Titans, *, graphs: bool = True, tokens: int = TOKENS, cells: int = CELLS
+        self,
+        model: Titans,
+        *,
+        graphs: bool = True,
+        tokens: int = TOKENS,
+        cells: int = CELLS,
+        lanes: int = LANES,
     ) -> None:
-        """``model`` is prepared, on its device. ``tokens`` and ``cells`` bound the room."""
+        """``model`` is prepared, on its device. ``tokens`` and ``cells`` bound the room; no bit depends on
+        them, on ``graphs`` or on ``lanes``."""
         self.config: ModelConfig = model.config
         self.weights = Weights.of(model)
         self.device = model.device
@@ -52,7 +59,14 @@ class GpuTitans:
         self._rows = cell_rows(model.config)
         self._tokens = Tokens.empty(model.config, tokens, self.device)
         self._lanes = Lanes(
-            model.config, self.weights, self.layout, self._opened, self._tokens, cells, graphs=graphs
+            model.config,
+            self.weights,
+            self.layout,
+            self._opened,
+            self._tokens,
+            cells,
+            graphs=graphs,
+            lanes=lanes,
         )
 
     def initial_state(self) -> SessionState:
@@ -72,7 +86,10 @@ class GpuTitans:
         blobs = [self.layout.pack(state.tensors, self.device).clone() for state in states]
         parts = []
         chunk = self.config.chunk
-        most = max(1, self._tokens.residual.shape[0] // chunk // len(states)) * chunk
+        room = self._tokens.residual.shape[0]
+        if len(states) * chunk > room:
+            raise ValueError(f"{len(states)} sessions at once, and there is room for {room // chunk}")
+        most = room // chunk // len(states) * chunk
         done = 0
         for piece in tokens.split(most, 1):
             reads = [Read(state.position + done, piece.shape[1]) for state in states]
@@ -119,7 +136,7 @@ class GpuTitans:
         rows = self._tokens.residual[: sessions * tokens].view(sessions, -1)
         ended = torch.isfinite(rows.sum(1)).cpu().numpy()
         found = self._tokens.summary[: sessions * n].cpu().numpy().reshape(sessions, n, config.layers, 5)
-        chunks = np.ascontiguousarray(found[..., :4])
+        chunks = found[..., :4].copy()
         finite = ended & np.isfinite(found[..., [0, 1, 2, 4]]).all((1, 2, 3))
         each = None
         if detail is not None:
