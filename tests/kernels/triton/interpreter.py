@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[3]
 def passes_in_the_interpreter(file: Path) -> None:
     """Every test of ``file``, none of them skipped; without triton the caller is skipped."""
     pytest.importorskip("triton", reason="needs triton, which is made for Linux")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)]
+    plugins = ["-p", "no:cacheprovider", "-p", "tests.kernels.triton.quick_interpreter"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, str(file)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
