@@ -18,7 +18,17 @@ from mnemosyne.engine.gpu.blob import BlobLayout
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.trace import GAIN_EVERY
 from mnemosyne.kernels.rules.rule import MemoryRule
-from mnemosyne.kernels.triton import attention, cell_gates, learn, open_chunk, recall, rows, streams
+from mnemosyne.kernels.triton import (
+    attention,
+    cell_gates,
+    learn,
+    open_chunk,
+    recall,
+    rows,
+    segment_end,
+    streams,
+    summary,
+)
 from mnemosyne.kernels.triton.gemm import gemm
 
 
@@ -32,7 +42,7 @@ class Tokens:
     """fp32 `[tokens, head_dim / 2]`."""
     sin: Tensor
     summary: Tensor
-    """fp32 `[chunks, layers, 5]` (``learn.summarize``)."""
+    """fp32 `[chunks, layers, 5]` (``summary.summarize``)."""
 
     @classmethod
     def empty(cls, config: ModelConfig, tokens: int, device: torch.device) -> Tokens:
@@ -92,7 +102,7 @@ class Wave:
             self._take((*cells, depth, L, L), compute),
         )
         self.work = self._take((count, heads, 2 * (L + c.head_dim), self.width), compute)
-        self.trace = self._take((*cells, learn.TRACED + 2 * depth), torch.float32)
+        self.trace = self._take((*cells, summary.TRACED + 2 * depth), torch.float32)
         self.norms = self._take((*cells, depth, L), torch.float32)
 
     @property
@@ -126,7 +136,7 @@ class Wave:
         gemm(self.u, w.up, self.table, self.cell, c.chunk, self.hidden, "swiglu")
         gemm(self.hidden, w.down, self.table, self.cell, c.chunk, tokens.residual, "add")
         if opened is None:
-            learn.summarize(self.trace, tokens.summary, self.table, c.chunk)
+            summary.summarize(self.trace, tokens.summary, self.table, c.chunk)
 
     def _mac(self, tokens: Tokens, opened: BlobLayout | None) -> None:
         c, w, d = self.config, self.weights, self.config.dim
@@ -157,7 +167,7 @@ class Wave:
         if opened is None:
             size = math.prod(c.memory_shapes[-1])
             memory, start = self._each("memory"), self._each("segment_memory")
-            learn.end_segments(memory, start, c.heads, size, c.segment, self.table, c.chunk)
+            segment_end.end_segments(memory, start, c.heads, size, c.segment, self.table, c.chunk)
 
     def _mag(self, tokens: Tokens, opened: BlobLayout | None) -> None:
         c, w, d = self.config, self.weights, self.config.dim

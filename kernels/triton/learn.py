@@ -28,10 +28,6 @@ from mnemosyne.kernels.triton.recall import head_norm
 from mnemosyne.kernels.triton.scan import _clipped, _settle, _stores
 from mnemosyne.kernels.triton.support import PRECISIONS
 
-TRACED = 3
-"""Numbers of a chunk and head, before two for each memory layer: sums over tokens of surprise and momentary
-surprise, the gain (NaN where it isn't measured); then squares of how far M moved and of M before."""
-
 
 class Where(NamedTuple):
     """Byte offsets and layer strides in a state, one pair a memory layer."""
@@ -390,8 +386,9 @@ def learn(
     ``streams`` `[cells cell, 3 dim]`: k, q, v at ``columns``. ``gates`` `[cells cell, N]` has the output
     gate, before its sigmoid, from ``gates_column`` on. ``work`` `[cells, H, 2 (L + head_dim), width]` is
     room. ``norm`` `[layers, D]`. ``out`` `[cells cell, dim]`: what was read, normed per head and gated.
-    ``trace`` fp32 `[cells, chunks, H, TRACED + 2 depth]`; ``norms`` fp32 `[cells, chunks, H, depth, L]`: of
-    the inner gradients, before clipping. The gain is measured of every ``every``th chunk of a session.
+    ``trace`` fp32 `[cells, chunks, H, 3 + 2 depth]` (``summary``); ``norms`` fp32
+    `[cells, chunks, H, depth, L]`: of the inner gradients, before clipping. The gain is measured of every
+    ``every``th chunk of a session.
     """
     _, _, heads, depth, length, _ = decays.G.shape
     head_dim = norm.shape[1]
@@ -436,121 +433,3 @@ def learn(
         PRECISION=PRECISIONS[streams.dtype],
         **launch(width),
     )
-
-
-@triton.jit(do_not_specialize=["count"])
-def summary_kernel(
-    trace,
-    out,
-    cells,
-    count,
-    HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNKS_A_CELL: tl.constexpr,
-    LAYERS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    L: tl.constexpr,
-):
-    """Programs are (cell, chunk)."""
-    cell = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    if chunk >= cell_field(cells, CHUNKS, cell, count):
-        return
-    h = tl.arange(0, WIDTH)
-    here = h < HEADS
-    FIELDS: tl.constexpr = 3 + 2 * DEPTH
-    at = trace + ((cell * CHUNKS_A_CELL + chunk) * HEADS + h) * FIELDS
-    surprise = tl.sum(tl.load(at, mask=here, other=0.0), 0) / (HEADS * L)
-    momentary = tl.sum(tl.load(at + 1, mask=here, other=0.0), 0) / (HEADS * L)
-    gain = tl.load(at + 2, mask=here, other=float("-inf"))
-    gain = tl.where(tl.sum((gain != gain).to(tl.int32), 0) > 0, float("nan"), tl.max(gain, 0))
-    step = 0.0
-    before = 0.0
-    written = 0.0
-    for i in tl.static_range(DEPTH):
-        moved = tl.load(at + 3 + 2 * i, mask=here, other=0.0)
-        step += tl.sum(moved, 0)
-        before += tl.sum(tl.load(at + 4 + 2 * i, mask=here, other=0.0), 0)
-        written += tl.sum((moved > 0).to(tl.float32), 0)
-    layer = cell_field(cells, LAYER, cell, count)
-    # By chunk of the call and layer.
-    told = out + ((cell_field(cells, 2, cell, count) // L + chunk) * LAYERS + layer) * 5
-    tl.store(told, surprise)
-    tl.store(told + 1, momentary)
-    tl.store(told + 2, tl.sqrt(step / tl.maximum(before, 1e-30)))
-    tl.store(told + 3, gain)
-    tl.store(told + 4, written / (HEADS * DEPTH))
-
-
-def summarize(trace: Tensor, out: Tensor, cells: Tensor, length: int) -> None:
-    """From ``learn``'s trace, all heads together: fp32 ``out`` `[chunks of the call, layers, 5]`: surprise,
-    momentary surprise, moved, gain, share of (head, memory layer) cells that changed."""
-    _, chunks, heads, fields = trace.shape
-    summary_kernel[(cells.shape[1], chunks)](
-        trace,
-        out,
-        cells,
-        cells.shape[1],
-        HEADS=heads,
-        WIDTH=triton.next_power_of_2(heads),
-        CHUNKS_A_CELL=chunks,
-        LAYERS=out.shape[1],
-        DEPTH=(fields - TRACED) // 2,
-        L=length,
-        num_warps=1,
-    )
-
-
-@triton.jit(do_not_specialize=["count"])
-def settle_kernel(
-    cells,
-    count,
-    from_offset,
-    from_stride,
-    to_offset,
-    to_stride,
-    SIZE: tl.constexpr,
-    PIECE: tl.constexpr,
-    CHUNKS_A_SEGMENT: tl.constexpr,
-    L: tl.constexpr,
-):
-    """Programs are (cell, head)."""
-    cell = tl.program_id(0).to(tl.int64)
-    chunks = cell_field(cells, CHUNKS, cell, count)
-    place = cell_field(cells, PLACE, cell, count) // L
-    if chunks == 0:
-        return
-    if (place + chunks) % CHUNKS_A_SEGMENT != 0:
-        return
-    layer = cell_field(cells, LAYER, cell, count)
-    state = cell_field(cells, STATE, cell, count)
-    head = tl.program_id(1) * SIZE
-    source = located(state, from_offset + layer * from_stride, tl.float32) + head
-    target = located(state, to_offset + layer * to_stride, tl.float32) + head
-    i = tl.arange(0, PIECE)
-    for at in range(0, SIZE, PIECE):
-        tl.store(target + at + i, tl.load(source + at + i))
-
-
-def end_segments(
-    memory: Sequence[tuple[int, int]],
-    segment_memory: Sequence[tuple[int, int]],
-    heads: int,
-    size: int,
-    segment: int,
-    cells: Tensor,
-    length: int,
-) -> None:
-    """M* := M where a cell ends its segment (MAC); ``size`` elements of one head's matrix."""
-    for source, target in zip(memory, segment_memory, strict=True):
-        settle_kernel[(cells.shape[1], heads)](
-            cells,
-            cells.shape[1],
-            *source,
-            *target,
-            SIZE=size,
-            PIECE=min(size & -size, 4096),
-            CHUNKS_A_SEGMENT=segment // length,
-            L=length,
-            num_warps=4,
-        )

@@ -15,7 +15,7 @@ from tests.kernels.triton.compiling import Recorded, Resources, recorded, resour
 SHARED = 227 * 1024
 """Bytes that one program may have."""
 PRODUCTS = ("gemm", "recall", "attention", "logits", "decays", "learn")
-WIDE = ("rows", "convolve", "recall", "rotate", "attention", "logits", "learn", "keep", "settle", "open_rows")
+WIDE = tuple("rows convolve recall rotate attention logits learn keep segment_end open_rows".split())
 """Most of whose loads are of 16 bytes; products of tiles load by descriptors, the others have little to
 load."""
 SPILLED = {"learn": 700, "gemm": 256}
@@ -35,13 +35,15 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         open_chunk,
         recall,
         rows,
+        segment_end,
         step_product,
         step_rows,
         streams,
+        summary,
     )
 
     head = (step_product, step_rows)  # of logits, compiled in test_step_compile.py
-    of_waves = (attention, cell_gates, gemm, learn, open_chunk, recall, rows, streams)
+    of_waves = (attention, cell_gates, gemm, learn, open_chunk, recall, rows, segment_end, streams, summary)
     config = dataclasses.replace(preset("760M", vocab_size=64), layers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
