@@ -37,10 +37,8 @@ class Group:
 
     def __init__(self, lanes: Sequence[Wave], table: Tensor) -> None:
         self.lanes, self.table = lanes, table
-
-    @property
-    def cells(self) -> int:
-        return self.table.shape[0] * self.table.shape[2]
+        self.graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        """Of what runs in it, by whether open chunks are filled."""
 
 
 class Lanes:
@@ -60,7 +58,7 @@ class Lanes:
         open chunk."""
         self._config, self._tokens, self._opened = config, tokens, opened
         self._device = tokens.residual.device
-        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] | None = {} if graphs else None
+        self._captures = graphs
         rows, chunk = cell_rows(config), config.chunk
         self.most = {rows: cells, chunk: cells * rows // chunk}
         """Most cells of a wave, by their rows."""
@@ -111,20 +109,19 @@ class Lanes:
                 there = there.pin_memory().to(self._device, non_blocking=True)
             for group, table in zip(groups, there.split([table.size for table in tables]), strict=True):
                 group.table.copy_(table.view(group.table.shape))
-                self._run(group, size, opened)
+                self._run(group, opened)
                 yield group
 
     def _group(self, cells: int, size: int) -> Group:
         """The smallest that takes them."""
         return self._groups[min(key for key in self._groups if key[0] >= cells and key[1] == size)]
 
-    def _run(self, group: Group, size: int, opened: bool) -> None:
-        if self._graphs is None:
+    def _run(self, group: Group, opened: bool) -> None:
+        if not self._captures:
             self._launch(group, opened)
             return
-        key = (group.cells, size, opened)
-        if key in self._graphs:
-            self._graphs[key].replay()
+        if opened in group.graphs:
+            group.graphs[opened].replay()
             return
         # The first time compiles, which can't be captured; it is this wave's run, too.
         self._launch(group, opened)
@@ -132,7 +129,7 @@ class Lanes:
         # Other threads may copy states meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._launch(group, opened)
-        self._graphs[key] = graph
+        group.graphs[opened] = graph
 
     def _launch(self, group: Group, opened: bool) -> None:
         layout = self._opened if opened else None
