@@ -13,8 +13,8 @@ import torch
 from mnemosyne.engine.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-REVISIONS = {"cpu": "2", "cuda": "3"}
-"""Of the kernels of a kind of device: another one whenever a change of theirs may change a bit."""
+REVISIONS = {"reference": "2", "triton": "triton 3"}
+"""Of what computes: another one whenever a change of it may change a bit."""
 _SIZE = 512
 """Rows, columns and depth of the product that is measured: large enough that one look tells."""
 _GAIN = 1.5
@@ -61,8 +61,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def describe(device: torch.device, compute: torch.dtype) -> dict[str, str]:
-    """Everything that two engines must have in common for their states to be equal to the bit."""
+def describe(
+    device: torch.device, compute: torch.dtype, computes: Literal["reference", "triton"] = "reference"
+) -> dict[str, str]:
+    """Everything that two engines must have in common for their states to be equal to the bit; ``computes``:
+    what serves the model there."""
     kind = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -72,7 +75,7 @@ def describe(device: torch.device, compute: torch.dtype) -> dict[str, str]:
         "device": device.type,
         "kind": kind,
         "compute": str(compute).removeprefix("torch."),
-        "kernels": REVISIONS[device.type],
+        "kernels": REVISIONS[computes],
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
     }

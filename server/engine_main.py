@@ -61,7 +61,7 @@ def make_engine(
     titans.load_state_dict(found.tensors(titans.state_dict()))
     model = served(titans.to(place).prepare(compute))
     initial = model.initial_state()
-    facts = numerics.describe(place, compute)
+    facts = numerics.describe(place, compute, "reference" if model is titans else "triton")
     info = EngineInfo(
         model_fingerprint=found.fingerprint,
         numerics_fingerprint=numerics.fingerprint(facts),

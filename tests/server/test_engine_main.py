@@ -26,7 +26,9 @@ from mnemosyne.engine.errors import (
 )
 from mnemosyne.engine.messages import INITIAL, Finished, Progress, Sampling
 from mnemosyne.engine.scheduler import Limits
+from mnemosyne.server import engine_main
 from mnemosyne.server.engine_main import make_engine
+from tests.engine.fakes import FakeModel
 from tests.engine.models import random_tokens, small_config, small_model
 
 VOCAB = small_config().vocab_size
@@ -116,6 +118,17 @@ async def test_why_it_cannot_start_is_said(checkpoint: Checkpoint, tmp_path: Pat
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
             await client(checkpoint.path, "--device", "cuda").start()
+
+
+def test_what_computes_is_part_of_the_numerics(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one kind of GPU the kernels may run or, without a compiler for them, the reference."""
+    reference = make_engine(checkpoint.path, precision="float32", threads=1).info
+    monkeypatch.setattr(engine_main, "served", lambda titans: FakeModel())
+    other = make_engine(checkpoint.path, precision="float32", threads=1).info
+    differing = {name for name, fact in reference.numerics.items() if other.numerics[name] != fact}
+    assert differing == {"kernels"} and reference.numerics_fingerprint != other.numerics_fingerprint
 
 
 def test_the_precision_is_part_of_the_numerics(checkpoint: Checkpoint) -> None:
