@@ -108,7 +108,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
-        if self.max_request_tokens > (self.max_queued_tokens or Limits.max_queued_tokens):
+        limits = Limits.for_device(
+            "cuda" if self.device.startswith("cuda") else "cpu", self.max_queued_tokens
+        )
+        if self.max_request_tokens > limits.max_queued_tokens:
             raise ValueError("max_request_tokens can't be more than max_queued_tokens")
         return self
 

@@ -50,6 +50,14 @@ def test_no_other_devices(device: str) -> None:
         Settings.load(device=device)
 
 
+@pytest.mark.parametrize(("device", "most"), [("cpu,cpu", 1 << 20), ("cuda:all", 1 << 21)])
+def test_a_request_is_as_long_as_the_device_takes_it(device: str, most: int) -> None:
+    assert Settings.load(device=device, max_request_tokens=most).max_request_tokens == most
+    for queued in (None, most):
+        with pytest.raises(ConfigError, match="max_request_tokens"):
+            Settings.load(device=device, max_request_tokens=most + 1, max_queued_tokens=queued)
+
+
 def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("prot = 1\n")
