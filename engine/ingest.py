@@ -39,8 +39,12 @@ class Ingest:
         self._has_read = has_read
 
     def step(self) -> None:
-        if not self._scheduler.ingesting:
-            return
+        while self._scheduler.ingesting and not self._ran():
+            # At once: the unfinished chunks that were given up for it come back with this step's decode.
+            pass
+
+    def _ran(self) -> bool:
+        """False where the batch had no room, and there is more now."""
         running = self._desk.running()
         names, chunks = self._scheduler.next_ingest(self._holdings.free(running))
         self._holdings.make_room(len(names), running)
@@ -57,8 +61,7 @@ class Ingest:
             reason = str(error)
         if reason is not None:
             smaller = partial(self._scheduler.ingest_too_large, chunks * len(jobs))
-            self._relief.ran_out(jobs, smaller, reason)
-            return
+            return not self._relief.ran_out(jobs, smaller, reason)
         for job, outcome in zip(jobs, outcomes, strict=True):
             self._scheduler.ingested(job.id, chunks)
             if isinstance(outcome, MnemosyneError):
@@ -76,6 +79,7 @@ class Ingest:
         seconds = time.perf_counter() - began
         self._counters.add("ingest_seconds_total", seconds)
         self._scheduler.observe(size * len(jobs), seconds)
+        return True
 
     def report(self, job: Job, committed: Committed) -> None:
         """Tell how far the request has come."""

@@ -47,16 +47,17 @@ class Relief:
             )
         return bool(open_chunks)
 
-    def ran_out(self, jobs: Sequence[Job], smaller: Callable[[], bool], reason: str) -> None:
+    def ran_out(self, jobs: Sequence[Job], smaller: Callable[[], bool], reason: str) -> bool:
         """A step of ``jobs`` ran out of the device's memory, and nothing of it counts: the next one has more
-        room, or is ``smaller``. What doesn't fit alone fails."""
+        room, which is what is returned, or is ``smaller``. What doesn't fit alone fails."""
         if self.give(jobs):
-            return
+            return True
         if smaller():
             log.warning("the device ran out of memory; the next steps are smaller: %s", reason)
-            return
+            return False
         for job in jobs:
             self._desk.fail(job, _device_full(reason))
+        return False
 
     def alone(self, run: Callable[[], Result], *batch: Job) -> Result:
         """``run``, for one session, again for as long as something can be given up. Raises DeviceFull."""

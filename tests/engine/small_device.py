@@ -37,6 +37,10 @@ class Device:
     def live(self) -> int:
         return len(self._live)
 
+    @property
+    def opened_now(self) -> int:
+        return len(self._open)
+
     def take(self, states: int) -> None:
         if self.live + states > self.states:
             raise torch.OutOfMemoryError(f"{self.live} states of {self.states}, and {states} more")

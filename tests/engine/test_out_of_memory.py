@@ -24,6 +24,7 @@ from mnemosyne.engine.messages import (
     TraceTokens,
 )
 from mnemosyne.engine.scheduler import Limits
+from mnemosyne.engine.state import SessionState
 from tests.engine.fakes import CHUNK, INFO, FakeModel, dump, fake_engine, load
 from tests.engine.small_device import Device, DeviceModel, device_engine
 from tests.engine.test_engine import answer, drain, expected, exported, ids, last, read, stats
@@ -67,6 +68,27 @@ def test_a_step_that_is_too_large_gets_smaller_and_nothing_is_lost() -> None:
     assert steps == list(range(CHUNK, 93, CHUNK)), "every chunk once"
     assert 1 <= stats(engine)["out_of_memory_total"] < 8, "it remembers what was too large"
     assert stats(engine)["tokens_ingested_total"] == sum((90 + i - 1) // CHUNK * CHUNK for i in range(7))
+
+
+def test_what_answers_have_unfinished_does_not_keep_others_from_reading() -> None:
+    device = Device()
+    engine = device_engine(device, on_device=100, on_host=100, max_ingest_tokens=CHUNK)
+    model: DeviceModel = engine._runner._model  # type: ignore[assignment]
+    prefill = model.prefill
+
+    def beside(states: Sequence[SessionState], tokens: torch.Tensor, *rest: bool) -> object:
+        if states[0].position >= CHUNK and device.opened_now:
+            raise torch.OutOfMemoryError("no room beside an unfinished chunk")
+        return prefill(states, tokens, *rest)
+
+    model.prefill = beside  # type: ignore[method-assign, assignment]
+    engine.accept(answer("g", INITIAL, None, ids(1), max_tokens=3))
+    engine.step()
+    events = drain(engine, read("r", INITIAL, "r", ids(CHUNK * 2 + 1)))
+    ended = [event.request_id for event in events if isinstance(event, Advanced | Finished)]
+    assert ended == ["r", "g"], "the reader doesn't wait for the answer's end"
+    assert exported(engine, "r") == expected(ids(CHUNK * 2 + 1))
+    assert stats(engine)["out_of_memory_total"] == 1
 
 
 def test_answers_take_turns_where_not_all_of_them_fit() -> None:
