@@ -1,4 +1,4 @@
-"""Graphs of waves: each of the waves that it was captured of, with no GPU. What runs in them: ``test_waves``."""
+"""Graphs of waves, each for those that it was captured of, without a GPU. What they hold: ``test_waves``."""
 
 from __future__ import annotations
 
