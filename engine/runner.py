@@ -3,7 +3,8 @@
 A row that fails (a number that isn't finite, an exception) fails alone: a batch that raised is run again row
 by row. That is safe because states never change in place, and open chunks can be rebuilt from their state at
 any time. For the same reasons torch.OutOfMemoryError, which comes through, leaves all as it was: the same
-rows, or fewer of them, can be run again.
+rows, or fewer of them, can be run again. What is raised where the device is lost comes through too: no row
+is at fault, and nothing would run again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mnemosyne.engine import device
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import EngineError, MnemosyneError, NotFinite
 from mnemosyne.engine.messages import ChunkTrace
@@ -158,7 +160,15 @@ class Runner:
                 row.open = None
                 committed.append(row)
         if committed:
-            begun = self._model.begin([row.state for row in committed])
+            try:
+                begun = self._model.begin([row.state for row in committed])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                if device.lost():
+                    raise
+                log.exception("beginning %d chunks failed; they are opened one by one", len(committed))
+                return outcomes
             for row, chunk in zip(committed, begun, strict=True):
                 row.open = chunk
         return outcomes
@@ -178,6 +188,8 @@ class Runner:
                 row.open = None
             raise
         except Exception:
+            if device.lost():
+                raise
             log.exception("decoding %d sessions failed; they are opened again one by one", len(rows))
             for row in rows:
                 row.open = None
@@ -243,6 +255,8 @@ def _isolate(
         if len(rows) == 1:
             return [error]
     except Exception as error:
+        if device.lost():
+            raise
         log.exception("a step of %d session(s) failed", len(rows))
         if len(rows) == 1:
             return [EngineError(f"the engine failed: {type(error).__name__}: {error}")]

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mnemosyne.engine import device
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.desk import Desk
 from mnemosyne.engine.errors import EngineError, MnemosyneError
@@ -48,6 +49,8 @@ class Transfers:
         except MnemosyneError as error:
             self._desk.fail(job, error)
         except Exception as error:
+            if device.lost():
+                raise
             self._desk.fail(
                 job, EngineError(f"a state couldn't be transferred: {type(error).__name__}: {error}")
             )
