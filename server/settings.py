@@ -7,10 +7,12 @@ A flag beats the environment (``MNEMOSYNE_<NAME>``), and the environment beats t
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -23,6 +25,7 @@ from mnemosyne.engine.scheduler import Limits
 
 ENV_PREFIX = "MNEMOSYNE_"
 SHIPPED_CHECKPOINT = "mnemosyne-1"
+_DEVICES = re.compile(r"cpu(,cpu)*|cuda(:\d+)?(,cuda:\d+)*|cuda:all")
 
 
 def shipped_checkpoint() -> Path:
@@ -61,7 +64,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "cpu",
-        pattern=r"^(cpu(,cpu)*|cuda(:\d+)?(,cuda:\d+)*|cuda:all)$",
         description="Where engines compute, one for each device: cpu, cuda, cuda:0,cuda:1 or cuda:all.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -106,6 +108,13 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None
 
+    @field_validator("device")
+    @classmethod
+    def _one_kind(cls, value: str) -> str:
+        if not _DEVICES.fullmatch(value):
+            raise ValueError(f"{value!r} is none; cpu, cuda, several as cuda:0,cuda:1, or cuda:all are")
+        return value
+
     @model_validator(mode="after")
     def _fit(self) -> Settings:
         limits = Limits.for_device(
@@ -143,8 +152,7 @@ class Settings(BaseSettings):
         try:
             return cls(**{name: value for name, value in flags.items() if value is not None})
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"settings: {wrong}") from error
+            raise ConfigError(f"settings: {'; '.join(map(_wrong, error.errors()))}") from error
         except ValueError as error:
             raise ConfigError(f"settings: {error}") from error
 
@@ -152,3 +160,9 @@ class Settings(BaseSettings):
     def served_model(self) -> str:
         """The name that requests give as ``model``."""
         return self.model_name or self.checkpoint.name
+
+
+def _wrong(error: ErrorDetails) -> str:
+    """Which setting, where it is one, and why: pydantic puts words of its own before a validator's."""
+    reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    return ": ".join(filter(None, (".".join(map(str, error["loc"])), reason)))

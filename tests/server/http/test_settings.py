@@ -46,15 +46,18 @@ def test_one_device_or_several_of_a_kind(device: str) -> None:
     "device", ["", "gpu", "cpu,cuda:0", "cuda:0,", "cuda:all,cuda:0", "cuda:0,cuda", "cpu, cpu"]
 )
 def test_no_other_devices(device: str) -> None:
-    with pytest.raises(ConfigError, match="device"):
+    with pytest.raises(ConfigError) as refused:
         Settings.load(device=device)
+    assert str(refused.value) == (
+        f"settings: device: {device!r} is none; cpu, cuda, several as cuda:0,cuda:1, or cuda:all are"
+    )
 
 
 @pytest.mark.parametrize(("device", "most"), [("cpu,cpu", 1 << 20), ("cuda:all", 1 << 21)])
 def test_a_request_is_as_long_as_the_device_takes_it(device: str, most: int) -> None:
     assert Settings.load(device=device, max_request_tokens=most).max_request_tokens == most
     for queued in (None, most):
-        with pytest.raises(ConfigError, match="max_request_tokens"):
+        with pytest.raises(ConfigError, match="^settings: max_request_tokens"):
             Settings.load(device=device, max_request_tokens=most + 1, max_queued_tokens=queued)
 
 
