@@ -24,6 +24,7 @@ from mnemosyne.engine.errors import (
     SnapshotUnsupported,
     StateIncompatible,
 )
+from mnemosyne.engine.gpu.blob import gpu_layout
 from mnemosyne.engine.pyramid import FIELDS, Pyramid
 from mnemosyne.engine.state import SessionState, state_layout
 from mnemosyne.kernels.rules.registry import RULES
@@ -92,6 +93,34 @@ def test_round_trip_to_the_bit(variant: str, dtype: torch.dtype) -> None:
     assert manifest.numerics == NUMERICS and manifest.tokens_seen == 8 == again.tokens_seen
     assert manifest.compute_dtype == dtype and manifest.created_at == 1_700_000_000
     assert dump(again, created_at=1_700_000_000) == data
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_from_a_gpu_to_a_cpu_and_back(variant: str) -> None:
+    """The kernels keep momentum in bf16, a CPU in fp32: what it was comes back to the bit."""
+    config = tiny(variant)
+    layout = gpu_layout(config, torch.bfloat16)
+    exact = state_of(config, torch.float32)
+    tensors = layout.views(layout.pack(exact.tensors, torch.device("cpu")))
+    written = dataclasses.replace(exact, tensors=tensors)
+    on_cpu, manifest = load_state(dump(written), config=config, dtype=torch.float32, model_fingerprint=MODEL)
+    assert manifest.compute_dtype == torch.bfloat16 and on_cpu.digest() == exact.digest()
+    assert all(tensor.dtype == torch.float32 for tensor in on_cpu.tensors.values())
+    for data in (dump(written), dump(on_cpu)):
+        again = load_state(
+            data, config=config, dtype=torch.bfloat16, momentum=torch.bfloat16, model_fingerprint=MODEL
+        )[0]
+        assert again.digest() == written.digest()
+        packed = layout.views(layout.pack(again.tensors, torch.device("cpu")))
+        assert dataclasses.replace(again, tensors=packed).digest() == written.digest()
+
+
+@pytest.mark.parametrize("name", ["momentum.0", "momentum.1"])
+def test_momentum_of_one_precision_and_no_other(name: str) -> None:
+    state = state_of(tiny(), torch.float32)
+    mixed = {**state.tensors, name: state.tensors[name].to(torch.bfloat16)}
+    with pytest.raises(SnapshotCorrupt, match=r"momentum\.\d"):
+        load(dump(dataclasses.replace(state, tensors=mixed)), tiny())
 
 
 def test_a_session_that_has_read_nothing() -> None:
