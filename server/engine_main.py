@@ -99,8 +99,10 @@ def make_engine(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    # A Ctrl-C in the server's terminal reaches this process too, and the server needs the engine to drain.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A Ctrl-C in the server's terminal reaches this process too, and so does the SIGTERM of a supervisor that
+    # signals all of a service. The server needs the engine to drain, and it ends with its connection.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )

@@ -110,6 +110,17 @@ async def test_states_are_checked_as_they_come_in(checkpoint: Checkpoint, tmp_pa
     await asyncio.gather(engine.close(), other.close())
 
 
+async def test_signals_to_the_whole_service_leave_the_engine_to_its_server(checkpoint: Checkpoint) -> None:
+    engine = client(checkpoint.path)
+    await engine.start()
+    assert engine.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(engine.pid, number)
+    assert (await engine.advance(INITIAL, "a", (1, 2, 3))).tokens_seen == 3
+    assert engine.incarnation == 1
+    await engine.close()
+
+
 async def test_why_it_cannot_start_is_said(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is missing"):
         await client(tmp_path).start()
