@@ -72,7 +72,7 @@ def ask_all(client: Client, session_id: str, facts: list[Fact], title: str) -> R
 def answers_table(facts: list[Fact], asked: Round) -> Table:
     table = Table(title="Asked at the end, from memory", title_justify="left", expand=True)
     table.add_column("#", justify="right")
-    table.add_column("question and answer", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("question and answer", overflow="fold", ratio=1)
     table.add_column("truth")
     table.add_column("")
     for number, (fact, answer) in enumerate(zip(facts, asked.answers, strict=True), 1):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from mnemosyne.server.cli.client import Client
 from mnemosyne.server.cli.terminal import (
     URL_DEFAULT,
@@ -11,8 +9,8 @@ from mnemosyne.server.cli.terminal import (
     Key,
     Url,
     failures_as_one_line,
-    output,
     print_json,
+    print_table,
 )
 
 
@@ -23,7 +21,5 @@ def models(url: Url = URL_DEFAULT, key: Key = None, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    table = Table("model", "root", "longest request (tokens)")
-    for model in found:
-        table.add_row(model["id"], str(model.get("root", "")), str(model.get("max_model_len", "")))
-    output.print(table)
+    rows = ((model["id"], str(model.get("root", "")), str(model.get("max_model_len", ""))) for model in found)
+    print_table(("model", "root", "longest request (tokens)"), rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from mnemosyne.server.cli.client import Client
 from mnemosyne.server.cli.terminal import (
     URL_DEFAULT,
@@ -11,8 +9,8 @@ from mnemosyne.server.cli.terminal import (
     Key,
     Url,
     failures_as_one_line,
-    output,
     print_json,
+    print_table,
 )
 
 
@@ -23,13 +21,9 @@ def sessions(url: Url = URL_DEFAULT, key: Key = None, json: Json = False) -> Non
     if json:
         print_json(found)
         return
-    table = Table()
-    # Whole, for it is what the other commands are given.
-    table.add_column("session", no_wrap=True, min_width=len(found[0]["id"]) if found else None)
-    for title in ("model", "version", "tokens seen", "state (MB)", "tier"):
-        table.add_column(title)
-    for session in found:
-        table.add_row(
+    columns = ("session", "model", "version", "tokens", "MB", "tier")
+    rows = (
+        (
             session["id"],
             session["model"],
             str(session["version"]),
@@ -37,4 +31,6 @@ def sessions(url: Url = URL_DEFAULT, key: Key = None, json: Json = False) -> Non
             f"{session['state_bytes'] / 1e6:.1f}",
             str(session.get("tier", "")),
         )
-    output.print(table)
+        for session in found
+    )
+    print_table(columns, rows)

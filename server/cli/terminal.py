@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.server.cli.client import DEFAULT_URL, ApiError
 
 output = Console(soft_wrap=True)
 errors = Console(stderr=True)
+tables = Console(width=1000)
+"""Wider than any row, so that none is cut: where it doesn't fit, the terminal wraps it."""
 
 Url = Annotated[str, typer.Option(envvar="MNEMOSYNE_URL", help="Where the server listens.")]
 Key = Annotated[
@@ -41,6 +46,16 @@ def failures_as_one_line() -> Iterator[None]:
 def print_json(value: Any) -> None:
     """One JSON document on standard output, on one line."""
     typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output, a row to a line, nothing of it cut."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in columns:
+        table.add_column(title, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    tables.print(table)
 
 
 def reading_progress() -> Progress:

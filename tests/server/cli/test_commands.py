@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from mnemosyne.server.cli.client import ApiError, Client
+from mnemosyne.server.cli.main import app
+from mnemosyne.server.settings import Settings
 from tests.server.http.running import RunningServer
 from tests.server.http.scripted import write_checkpoint
 
@@ -26,9 +29,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running.stop()
 
 
-def mnemosyne(server: RunningServer, *arguments: str, status: int = 0) -> str:
+def mnemosyne(server: RunningServer, *arguments: str, status: int = 0, columns: int = 160) -> str:
     command = [sys.executable, "-c", "from mnemosyne.server.cli.main import app; app()", *arguments]
-    environment = os.environ | {"MNEMOSYNE_URL": server.url, "COLUMNS": "160", "NO_COLOR": "1"}
+    environment = os.environ | {"MNEMOSYNE_URL": server.url, "COLUMNS": str(columns), "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout if status == 0 else done.stderr
@@ -40,7 +43,7 @@ def read_json(server: RunningServer, *arguments: str) -> Any:
 
 def test_models(server: RunningServer) -> None:
     assert [model["id"] for model in read_json(server, "models")] == ["scripted"]
-    assert "scripted" in mnemosyne(server, "models")
+    assert str(server.settings.checkpoint) in mnemosyne(server, "models", columns=40)
 
 
 def test_ingest_ask_export_import(server: RunningServer, tmp_path: Path) -> None:
@@ -65,11 +68,19 @@ def test_ingest_ask_export_import(server: RunningServer, tmp_path: Path) -> None
     exported = tmp_path / "state.bin"
     size = read_json(server, "export", str(exported), "--session", session)["bytes"]
     assert exported.stat().st_size == size
-    seen = next(s["tokens_seen"] for s in read_json(server, "sessions") if s["id"] == session)
+    listed = next(s for s in read_json(server, "sessions") if s["id"] == session)
     copy = read_json(server, "import", str(exported))
     assert copy["id"] != session
-    assert copy["tokens_seen"] == seen
-    assert session in mnemosyne(server, "sessions")
+    assert copy["tokens_seen"] == listed["tokens_seen"]
+    row = next(
+        line for line in mnemosyne(server, "sessions", columns=40).splitlines() if line.startswith(session)
+    )
+    assert row.split()[:4] == [
+        session,
+        "scripted",
+        str(listed["version"]),
+        f"{listed['tokens_seen']:,}",
+    ]
 
 
 def test_surprise(server: RunningServer, tmp_path: Path) -> None:
@@ -117,3 +128,23 @@ def test_a_document_that_is_not_text_is_an_error(server: RunningServer, tmp_path
     file = tmp_path / "picture.bin"
     file.write_bytes(b"good so far \xff\xfe")
     assert "12" in mnemosyne(server, "ingest", str(file), status=1)
+
+
+def test_a_flag_of_serve_is_the_setting_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Settings] = []
+    monkeypatch.setattr("mnemosyne.server.serve.serve", served.append)
+    flags = {
+        "host": "10.0.0.1",
+        "port": 1234,
+        "device": "cuda:0",
+        "threads": 3,
+        "device_state_bytes": 4096,
+        "host_state_bytes": 0,
+        "log_level": "error",
+    }
+    arguments = [
+        part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert done.exit_code == 0, done.output
+    assert {name: getattr(served[0], name) for name in flags} == flags
