@@ -42,7 +42,7 @@ class DirectoryStore:
     def __init__(self, path: Path | str) -> None:
         """Open or make the directory. Raises StoreUnavailable."""
         self._open_files: dict[Path, FramedFile] = {}
-        with files.disk("open the data directory"):
+        with files.disk(f"open the data directory {path}"):
             self._catalog = DirectoryCatalog(Path(path))
         self._sessions = self._catalog.sessions
 

@@ -52,7 +52,7 @@ def pick_device(name: str) -> torch.device:
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
-        raise ConfigError("no CUDA device was found; serve with --device cpu")
+        raise ConfigError("no CUDA device was found; choose another with --device cpu")
     if device.index is not None:
         count = torch.cuda.device_count()
         if device.index >= count:

@@ -205,7 +205,7 @@ def _progress(asked: Sequence[Asked], kept: int) -> Iterator[Any]:
     """What to call with every finished sample."""
     tokens = sum(one.length for one in asked)
     errors.print(
-        f"{len(asked)} samples of {tokens:,} tokens; {kept} answered in earlier runs", highlight=False
+        f"{len(asked)} samples, {tokens:,} tokens in all; {kept} answered in earlier runs", highlight=False
     )
     with _bar("samples", len(asked)) as advance:
         yield lambda _: advance()

@@ -301,3 +301,10 @@ def test_a_snapshot_of_an_owner_that_lost_the_session_meanwhile(
         store.put_snapshot("a", 1, b"x", fence)
     assert store.list_snapshots("a") == []
     assert not [*root.rglob("snapshots/*")]
+
+
+def test_a_directory_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    with pytest.raises(StoreUnavailable, match=f"can't open the data directory {file}: File exists"):
+        DirectoryStore(file)
