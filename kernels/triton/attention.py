@@ -16,9 +16,6 @@ from torch import Tensor
 from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, PLACE, STATE, cell_field, located
 from mnemosyne.kernels.triton.support import PRECISIONS
 
-FAR: tl.constexpr = tl.constexpr(-1e30)
-"""A score that is masked: far below any other, and finite."""
-
 
 class Held(NamedTuple):
     """Where the state holds keys and values `[layers, H, C, D]`: offset and layer stride in bytes."""

@@ -16,12 +16,6 @@ from mnemosyne.kernels.triton.support import PRECISIONS
 
 VECTORS = 6
 """Per token: w, s (its weights in M and S at the chunk's end), A, F, E after it, theta."""
-W: tl.constexpr = tl.constexpr(0)
-S: tl.constexpr = tl.constexpr(1)
-A: tl.constexpr = tl.constexpr(2)
-F: tl.constexpr = tl.constexpr(3)
-E: tl.constexpr = tl.constexpr(4)
-THETA: tl.constexpr = tl.constexpr(5)
 
 
 class CellDecays(NamedTuple):
@@ -29,23 +23,6 @@ class CellDecays(NamedTuple):
     """fp32 `[cells, chunks, H, depth, VECTORS, L]`."""
     G: Tensor
     """`[cells, chunks, H, depth, L, L]` in the operands' precision: weight of token j in M after token t."""
-
-    @classmethod
-    def empty(
-        cls,
-        cells: int,
-        chunks: int,
-        heads: int,
-        depth: int,
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> CellDecays:
-        shape = (cells, chunks, heads, depth)
-        return cls(
-            torch.empty(*shape, VECTORS, length, dtype=torch.float32, device=device),
-            torch.empty(*shape, length, length, dtype=dtype, device=device),
-        )
 
 
 @triton.jit(do_not_specialize=["count"])
