@@ -54,7 +54,8 @@ class Holdings:
         self._counters, self._copier = counters, copier
         self._held: WeakValueDictionary[int, Held] = WeakValueDictionary()
         self._copies: list[tuple[Held, Copy]] = []
-        self._abandoned: list[Copy] = []
+        self._abandoned: list[tuple[Copy, Tensors]] = []
+        """Copies that nobody wants any more, and what they still read."""
         self._clock = 0
 
     @property
@@ -122,7 +123,7 @@ class Holdings:
         """See that it is on the device, or on its way there. Raises torch.OutOfMemoryError."""
         self.use(held)
         if held.tier is Tier.LEAVING:
-            self._abandoned += [copy for other, copy in self._copies if other is held]
+            self._abandoned += [(copy, held.tensors) for other, copy in self._copies if other is held]
             self._copies = [entry for entry in self._copies if entry[0] is not held]
             held.tier = Tier.DEVICE
         elif held.tier is Tier.HOST:
@@ -132,7 +133,7 @@ class Holdings:
     def poll(self) -> None:
         """Take note of the copies that have ended."""
         if self._copies or self._abandoned:
-            self._abandoned = [copy for copy in self._abandoned if not copy.ended()]
+            self._abandoned = [entry for entry in self._abandoned if not entry[0].ended()]
             under_way, self._copies = self._copies, []
             for held, copy in under_way:
                 if copy.ended():

@@ -117,7 +117,7 @@ class Step:
             self.run()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may copy states meanwhile.
+        # What another thread asks of a device meanwhile must not end the capture.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self.run()
 

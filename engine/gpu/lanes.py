@@ -126,7 +126,7 @@ class Lanes:
         # The first time compiles, which can't be captured; it is this wave's run, too.
         self._launch(group, opened)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may copy states meanwhile.
+        # What another thread asks of a device meanwhile must not end the capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._launch(group, opened)
         group.graphs[opened] = graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from functools import partial
 
 import pytest
@@ -249,6 +250,24 @@ def test_what_is_used_or_kept_does_not_leave() -> None:
     assert held[4].tier is Tier.ARRIVING and holdings.free(running) == 1
     del held[5], held[3]
     assert holdings.gauges()["host_states"] == 1, "what nobody refers to is gone"
+
+
+def test_what_an_abandoned_copy_reads_is_kept_until_it_has_ended() -> None:
+    holdings = Holdings(
+        NBYTES, Counters(), Budgets(device=NBYTES, host=9 * NBYTES), DeviceCopier(Device(), polls=1)
+    )
+    source = torch.zeros(8)
+    held = holdings.hold({"memory.0": source})
+    read_by_the_copy = weakref.ref(source)
+    holdings.make_room(1, [])
+    assert held.tier is Tier.LEAVING
+    holdings.fetch(held)
+    assert held.tier is Tier.DEVICE
+    del held, source
+    holdings.poll()
+    assert read_by_the_copy() is not None, "the copy is under way"
+    holdings.poll()
+    assert read_by_the_copy() is None
 
 
 def test_a_value_that_is_not_finite_stops_that_session_alone_with_its_last_good_state() -> None:
