@@ -7,6 +7,7 @@ is thrown away, on a free port of 127.0.0.1, without keys.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from mnemosyne.engine.errors import EngineUnavailable
 from mnemosyne.server.cli.client import ApiError, Client
@@ -27,7 +30,8 @@ OTHERS = ("REDIS_URL", "KEYS_FILE", "CONFIG_FILE", "QUOTA_", "MODEL_NAME")
 
 @contextmanager
 def own_server(checkpoint: Path, log: Path, device: str | None = None) -> Iterator[str]:
-    """Where it listens, once it is ready; ``log`` gets what it writes.
+    """Where it listens, once it is ready; ``log`` gets what it writes. For the main thread: SIGTERM is an
+    exception meanwhile, so that the server doesn't outlive the command.
 
     Raises EngineUnavailable with the log's end where it doesn't become ready.
     """
@@ -47,16 +51,22 @@ def own_server(checkpoint: Path, log: Path, device: str | None = None) -> Iterat
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, cwd=data
             )
+        before = signal.signal(signal.SIGTERM, _leave)
         try:
             _wait(process, url, log)
             yield url
         finally:
+            signal.signal(signal.SIGTERM, before)
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
