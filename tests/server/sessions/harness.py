@@ -149,7 +149,9 @@ async def read_document(service: SessionService, session_id: str, text: str | by
 async def until_ended(service: SessionService, session_id: str, document_id: str) -> DocumentInfo:
     async def ended() -> DocumentInfo | None:
         found = await service.document(TENANT, session_id, document_id)
-        return found if found.status in ("absorbed", "rejected", "cancelled") else None
+        # The journal says so a moment before the newest state is the session's.
+        settling = any(live.settling for live in service._core.registry.all() if live.id == session_id)
+        return found if found.status in ("absorbed", "rejected", "cancelled") and not settling else None
 
     return await until(ended)
 
