@@ -183,6 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
         wheels = str(options.wheels.resolve())
         sys.path.append(wheels)
         os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), wheels])
+    if card.trial:
+        console.print("Not on a CUDA device: a trial at toy size, whose numbers say nothing of a GPU\n")
     console.print(formulas(), highlight=False, markup=False)
     bench = Bench(card, plan, options.only or list(NAMED), presets, time.perf_counter() + options.seconds)
     bench.facts["commit"] = options.commit or commit_of(Path(__file__).resolve().parent)
