@@ -230,12 +230,9 @@ class Wave:
 
     def _keep_tails(self, opened: BlobLayout | None, *parts: tuple[Tensor, int, int, int]) -> None:
         _, taps, channels = self.weights.conv.shape
+        kept = None if opened is None else _at(opened, "tails")
         tails, head_dim = _at(self.layout, "tails"), self.config.head_dim
-        if opened is None:
-            streams.keep_tails(parts, channels, taps, tails, *self._cells, head_dim)
-        else:
-            kept = _at(opened, "tails")
-            open_chunk.open_tails(parts, channels, taps, tails, kept, self.table, self.cell, head_dim)
+        streams.keep_tails(parts, channels, taps, tails, kept, *self._cells, head_dim)
 
     def _rotate(self, tokens: Tokens, x: Tensor, column: int, heads: int) -> None:
         streams.rotate(x, column, heads, tokens.cos, tokens.sin, *self._cells)

@@ -1,80 +1,15 @@
-"""What a cell of one unfinished chunk leaves for the tokens after it, besides the memory's cache (``learn``):
-tails, its keys and values, and the decays after its last token. Knows no tensor by name."""
+"""What a cell of one unfinished chunk leaves for the tokens after it, besides the memory's cache (``learn``)
+and the tails (``streams``): its keys and values, and the decays after its last token. Knows no tensor by
+name."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mnemosyne.kernels.triton.cell_gates import VECTORS, CellDecays
-from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, OPEN, STATE, TOKENS, cell_field, located
-
-
-@triton.jit(do_not_specialize=["count"])
-def open_tail_kernel(
-    x,
-    cells,
-    count,
-    N,
-    column,
-    channel,
-    state_offset,
-    state_stride,
-    open_offset,
-    open_stride,
-    CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    K: tl.constexpr,
-    L: tl.constexpr,
-):
-    """Programs are (cell, block of WIDTH channels)."""
-    cell = tl.program_id(0).to(tl.int64)
-    if cell_field(cells, CHUNKS, cell, count) == 0:
-        return
-    KIND: tl.constexpr = x.dtype.element_ty
-    layer = cell_field(cells, LAYER, cell, count)
-    tokens = cell_field(cells, TOKENS, cell, count)
-    before = located(cell_field(cells, STATE, cell, count), state_offset + layer * state_stride, KIND)
-    kept = located(cell_field(cells, OPEN, cell, count), open_offset + layer * open_stride, KIND)
-    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    for i in tl.static_range(K - 1):
-        row = tokens - (K - 1) + i
-        own = tl.load(x + (cell * L + row) * N + column + c, mask=(c >= 0) & (row >= 0), other=0.0)
-        older = tl.load(before + (row + K - 1) * CHANNELS + channel + c, mask=(c >= 0) & (row < 0), other=0.0)
-        tl.store(kept + i * CHANNELS + channel + c, tl.where(row >= 0, own, older))
-
-
-def open_tails(
-    parts: Sequence[tuple[Tensor, int, int, int]],
-    channels: int,
-    taps: int,
-    tails: tuple[int, int],
-    kept: tuple[int, int],
-    cells: Tensor,
-    length: int,
-    head_dim: int,
-) -> None:
-    """The last K - 1 rows before the next token, from the cell or, where it has fewer, from the state's
-    ``tails``, to ``kept`` of the open chunk. ``parts`` as in ``streams.keep_tails``."""
-    for x, column, channel, width in parts:
-        open_tail_kernel[(cells.shape[1], width // head_dim)](
-            x,
-            cells,
-            cells.shape[1],
-            x.shape[1],
-            column,
-            channel,
-            *tails,
-            *kept,
-            CHANNELS=channels,
-            WIDTH=head_dim,
-            K=taps,
-            L=length,
-            num_warps=1,
-        )
+from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, OPEN, TOKENS, cell_field, located
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnemosyne.kernels.triton.cells import BASE, CHUNKS, LAYER, STATE, cell_field, located
+from mnemosyne.kernels.triton.cells import BASE, CHUNKS, LAYER, OPEN, STATE, TOKENS, cell_field, located
 from mnemosyne.kernels.triton.network import NORM_EPSILON
 
 
@@ -158,25 +158,33 @@ def tail_kernel(
     channel,
     tail_offset,
     tail_stride,
+    kept_offset,
+    kept_stride,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     K: tl.constexpr,
     CELL: tl.constexpr,
     L: tl.constexpr,
+    OPENED: tl.constexpr,
 ):
     """Programs are (cell, block of WIDTH channels)."""
     cell = tl.program_id(0).to(tl.int64)
     chunks = cell_field(cells, CHUNKS, cell, count)
     if chunks == 0:
         return
+    KIND: tl.constexpr = x.dtype.element_ty
     layer = cell_field(cells, LAYER, cell, count)
-    tails = located(
-        cell_field(cells, STATE, cell, count), tail_offset + layer * tail_stride, x.dtype.element_ty
-    )
+    state = cell_field(cells, STATE, cell, count)
+    before = located(state, tail_offset + layer * tail_stride, KIND)
+    owner = cell_field(cells, OPEN, cell, count) if OPENED else state
+    kept = located(owner, kept_offset + layer * kept_stride, KIND)
+    tokens = tl.minimum(chunks * L, cell_field(cells, TOKENS, cell, count))
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     for i in tl.static_range(K - 1):
-        row = cell * CELL + chunks * L - (K - 1) + i
-        tl.store(tails + i * CHANNELS + channel + c, tl.load(x + row * N + column + c))
+        row = tokens - (K - 1) + i
+        own = tl.load(x + (cell * CELL + row) * N + column + c, mask=(c >= 0) & (row >= 0), other=0.0)
+        older = tl.load(before + (row + K - 1) * CHANNELS + channel + c, mask=(c >= 0) & (row < 0), other=0.0)
+        tl.store(kept + i * CHANNELS + channel + c, tl.where(row >= 0, own, older))
 
 
 def keep_tails(
@@ -184,13 +192,17 @@ def keep_tails(
     channels: int,
     taps: int,
     tails: tuple[int, int],
+    opened: tuple[int, int] | None,
     cells: Tensor,
     cell: int,
     length: int,
     head_dim: int,
 ) -> None:
-    """Each cell's last rows become its state's tails. ``parts``: a stream buffer, the column its streams
-    begin at, their channel in the tails and how many; ``channels`` of a tail's row, ``taps`` K."""
+    """The last K - 1 rows before each cell's next token, from the cell or, where it has fewer tokens, from
+    the state's ``tails``: there they go, or to ``opened`` of the open chunk.
+
+    ``parts``: a stream buffer, the column its streams begin at, their channel in the tails and how many;
+    ``channels`` of a tail's row, ``taps`` K."""
     for x, column, channel, width in parts:
         tail_kernel[(cells.shape[1], width // head_dim)](
             x,
@@ -200,10 +212,12 @@ def keep_tails(
             column,
             channel,
             *tails,
+            *(opened or tails),
             CHANNELS=channels,
             WIDTH=head_dim,
             K=taps,
             CELL=cell,
             L=length,
+            OPENED=opened is not None,
             num_warps=1,
         )

@@ -21,6 +21,7 @@ LENGTHS = [(3, 13), (0, 0), (1, 1), (2, 0), (0, 5), (5, 7), (4, 12)]
 """Chunks committed and tokens pending."""
 
 
+@pytest.mark.timeout(300)
 def test_in_the_interpreter() -> None:
     passes_in_the_interpreter(FILE)
 

@@ -33,6 +33,7 @@ PLACES = (0, 1, 7, 9)
 CELLS = 24
 
 
+@pytest.mark.timeout(300)
 def test_in_the_interpreter() -> None:
     passes_in_the_interpreter(FILE)
 
