@@ -224,6 +224,7 @@ def _keep(out: Path, name: str, found: Mapping[str, Any], figure: Result | None)
     """``NAME.json`` and, where matplotlib is there, ``NAME.svg``."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json_module.dumps(found, indent=1) + "\n", encoding="utf-8")
+    errors.print(f"results are in {out}", markup=False, highlight=False)
     if figure is None:
         return
     try:

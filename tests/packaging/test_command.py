@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
         assert f" {command} " in done.stdout
+
+
+def test_the_version_is_the_package_s(tmp_path: Path) -> None:
+    assert mnemosyne("--version", cwd=tmp_path).stdout.strip() == version("mnemosyne")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
