@@ -1,8 +1,8 @@
 """Waves on a device: their room, their tables, and the graphs that they are captured as.
 
 A wave's cells are dealt to lanes, which run side by side: while the memories of one lane go through their
-chunks one after the other, which leaves most of the device idle, another lane's products fill it. Nothing
-passes between cells, so lanes change no bit. Knows no session but as addresses.
+chunks one after the other, which leaves the tensor cores idle, another lane's products run. Nothing passes
+between cells, so lanes change no bit. Knows no session but as addresses.
 """
 
 from __future__ import annotations
