@@ -19,6 +19,7 @@ import math
 import statistics
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -40,7 +41,7 @@ def layers_for(build: Callable[[int], nn.Module], parameters: int, device: torch
     return max(2, round((parameters - two) / (three - two)) + 2)
 
 
-class Peer:
+class Peer(ABC):
     """What is measured of one."""
 
     package: str
@@ -58,19 +59,20 @@ class Peer:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.note = ""
 
-    def build(self, layers: int) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def build(self, layers: int) -> nn.Module: ...
 
+    @abstractmethod
     def prefill(self, ids: Tensor) -> Tensor:
         """Logits of the last of ``ids`` `[1, T]`."""
-        raise NotImplementedError
 
     def prepare(self, ids: Tensor) -> None:
-        """Choose what is fastest here."""
+        """Choose what is fastest here, where there is a choice."""
+        return
 
+    @abstractmethod
     def decoder(self, batch: int, context: int) -> Step:
         """A step of ``batch`` sessions after ``context`` tokens; logits of the newest."""
-        raise NotImplementedError
 
     def captured(self, batch: int, context: int) -> Step | None:
         """The same as one CUDA graph; None where there isn't one."""
