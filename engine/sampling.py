@@ -106,15 +106,14 @@ def _restrict(scores: NDArray[np.float64], settings: Sampling) -> NDArray[np.flo
     if settings.min_p > 0.0:
         weights[weights < settings.min_p] = 0.0
     if settings.top_k > 0:
-        weights = _only(weights, settings.top_k)
+        weights = _only(weights, _best(weights, settings.top_k)[: settings.top_k])
     if settings.top_p < 1.0:
         weights = _only(weights, _nucleus(weights, settings.top_p))
     return weights
 
 
-def _only(weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The ``count`` best, and zero for the others."""
-    kept = _best(weights, count)[:count]
+def _only(weights: NDArray[np.float64], kept: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Those of the ids ``kept``, and zero for the others."""
     restricted = np.zeros_like(weights)
     restricted[kept] = weights[kept]
     return restricted
@@ -130,18 +129,19 @@ def _best(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     return found[np.argsort(-weights[found], kind="stable")]
 
 
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> int:
-    """How many of the best it takes for ``top_p`` of all weight."""
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """As few of the best as it takes for ``top_p`` of all weight."""
     wanted = top_p * weights.sum()
     count = 64
     while True:
-        ranked = weights[_best(weights, count)]
+        best = _best(weights, count)
+        ranked = weights[best]
         before = np.cumsum(ranked) - ranked
         beyond = np.flatnonzero(before[1:] >= wanted)
         if len(beyond):
-            return int(beyond[0]) + 1
-        if len(ranked) == len(weights):
-            return len(weights)
+            return best[: beyond[0] + 1]
+        if len(best) == len(weights):
+            return best
         count *= 8
 
 

@@ -19,6 +19,7 @@ from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.state import GENERATED
 from mnemosyne.kernels.positions import rotary_angles
+from mnemosyne.kernels.triton.rows import Operands
 from mnemosyne.kernels.triton.step_attention import HeldRows, step_attend
 from mnemosyne.kernels.triton.step_memory import GateLimits, StepPlaces, step_memory
 from mnemosyne.kernels.triton.step_product import GateProduct, grouped, product
@@ -205,7 +206,7 @@ class Step:
         assert w.attention is not None and w.attended is not None and w.norm_attention is not None
         assert self.context is not None
         self._memory_first(layer)
-        step_rows("between", self.residual, self.normed, w.norm_attention[layer], epsilon, y=self.m)
+        step_rows("between", self.residual, self.normed, w.norm_attention[layer], epsilon, Operands(y=self.m))
         product(self.normed, w.attention[layer], self.context)
         self._attend(layer, self.context, 0, None)
         product(self.attended, w.attended[layer], self.residual, "add")
@@ -299,10 +300,7 @@ class Step:
             self.normed,
             w.norm_ffn[layer],
             c.norm_epsilon,
-            self.y,
-            self.m,
-            w.norm_attention[layer],
-            w.norm_memory[layer],
+            Operands(self.y, self.m, w.norm_attention[layer], w.norm_memory[layer]),
         )
 
     def _gates(self, layer: int) -> GateProduct:

@@ -56,7 +56,7 @@ class Lanes:
     ) -> None:
         """Room for ``cells`` whole cells, or as many tokens in single chunks; ``opened`` is the layout of an
         open chunk."""
-        self._config, self._tokens, self._opened = config, tokens, opened
+        self._tokens, self._opened = tokens, opened
         self._device = tokens.residual.device
         self._captures = graphs
         rows, chunk = cell_rows(config), config.chunk

@@ -51,9 +51,8 @@ class GpuTitans:
         self.weights = Weights.of(model)
         self.device = model.device
         self.layout = gpu_layout(model.config, model.compute)
-        self._initial = self._state(
-            self.layout.pack(model.initial_state().tensors, self.device), model.initial_state()
-        )
+        initial = model.initial_state()
+        self._initial = self._state(self.layout.pack(initial.tensors, self.device), initial)
         self._opened = open_layout(model.config, model.compute)
         self._decoder = Decoder(model.config, self.weights, graphs=graphs)
         self._rows = cell_rows(model.config)

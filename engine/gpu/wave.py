@@ -17,7 +17,6 @@ from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.gpu.blob import BlobLayout
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.trace import GAIN_EVERY
-from mnemosyne.kernels.rules.rule import MemoryRule
 from mnemosyne.kernels.triton import (
     attention,
     cell_gates,
@@ -72,6 +71,7 @@ class Wave:
         table: Tensor,
     ) -> None:
         self.config, self.weights, self.layout = config, weights, layout
+        self.rule = config.memory.make_rule()
         self.count, self.cell = count, cell
         self.table = table
         self._room, self._taken = room, 0
@@ -148,7 +148,7 @@ class Wave:
             w.head_norm,
             self._each("segment_memory"),
             self.width,
-            self._rule.architecture,
+            self.rule.architecture,
             c.norm_epsilon,
             *self._cells,
         )
@@ -205,10 +205,6 @@ class Wave:
     @property
     def _cells(self) -> tuple[Tensor, int, int]:
         return self.table, self.cell, self.config.chunk
-
-    @property
-    def _rule(self) -> MemoryRule:
-        return self.config.memory.make_rule()
 
     def _norm(
         self, kind: rows.Kind, tokens: Tokens, weight: Tensor, operands: rows.Operands = rows.NOTHING
@@ -299,7 +295,7 @@ class Wave:
             learn.Where(self._each("memory"), self._each("momentum")),
             cached,
             self.width,
-            self._rule.architecture,
+            self.rule.architecture,
             m.clip,
             c.norm_epsilon,
             GAIN_EVERY,

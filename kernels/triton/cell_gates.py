@@ -14,6 +14,12 @@ from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, TOKENS, cell_field
 from mnemosyne.kernels.triton.decay import _ratios
 from mnemosyne.kernels.triton.support import PRECISIONS
 
+W: tl.constexpr = tl.constexpr(0)
+S: tl.constexpr = tl.constexpr(1)
+A: tl.constexpr = tl.constexpr(2)
+F: tl.constexpr = tl.constexpr(3)
+E: tl.constexpr = tl.constexpr(4)
+THETA: tl.constexpr = tl.constexpr(5)
 VECTORS = 6
 """Per token: w, s (its weights in M and S at the chunk's end), A, F, E after it, theta."""
 
@@ -136,12 +142,12 @@ def decays_kernel(
     kept = tl.sum(tl.where((t == last)[:, None], keep, 0.0), 0)
     kept = tl.sum(tl.trans(tl.broadcast_to(kept[None, :], [L, L])) * carry, 0)
     at = vectors + place * VECTORS * L + t
-    tl.store(at + 0 * L, kept * theta)
-    tl.store(at + 1 * L, tl.sum(tl.where((t == last)[:, None], carry, 0.0), 0) * theta)
-    tl.store(at + 2 * L, whole)
-    tl.store(at + 3 * L, tl.sum(keep * left[None, :], 1))
-    tl.store(at + 4 * L, left)
-    tl.store(at + 5 * L, theta)
+    tl.store(at + W * L, kept * theta)
+    tl.store(at + S * L, tl.sum(tl.where((t == last)[:, None], carry, 0.0), 0) * theta)
+    tl.store(at + A * L, whole)
+    tl.store(at + F * L, tl.sum(keep * left[None, :], 1))
+    tl.store(at + E * L, left)
+    tl.store(at + THETA * L, theta)
 
 
 def cell_decays(

@@ -21,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from mnemosyne.kernels.rules.rule import Architecture
-from mnemosyne.kernels.triton.cell_gates import VECTORS, CellDecays
+from mnemosyne.kernels.triton.cell_gates import THETA, VECTORS, A, CellDecays, E, F, S, W
 from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, OPEN, PLACE, STATE, cell_field, located
-from mnemosyne.kernels.triton.network import finish, gelu, length, output_delta
+from mnemosyne.kernels.triton.network import clip_factor, finish, gelu, length, output_delta
 from mnemosyne.kernels.triton.recall import head_norm
 from mnemosyne.kernels.triton.scan import _clipped, _settle, _stores
 from mnemosyne.kernels.triton.support import PRECISIONS
@@ -51,6 +51,12 @@ def _vector(vectors, which: tl.constexpr, t, L: tl.constexpr):
 @triton.jit
 def _last(vectors, which: tl.constexpr, L: tl.constexpr):
     return tl.load(vectors + which * L + L - 1)
+
+
+@triton.jit
+def _weighted(weight, x, kind: tl.constexpr):
+    """Rows of ``x``, each times its weight, as an operand."""
+    return (weight[:, None] * x.to(tl.float32)).to(kind)
 
 
 @triton.jit
@@ -205,17 +211,17 @@ def learn_kernel(
         scaled = _clipped(delta, last_norm, clip, CLIP)
 
         # The read of every token.
-        a = _vector(of_last, 2, t, L)[:, None]
-        f = _vector(of_last, 3, t, L)[:, None]
+        a = _vector(of_last, A, t, L)
+        f = _vector(of_last, F, t, L)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if DEEP:
             hidden_factor = tl.full([L], 1.0, tl.float32)
             if CLIP:
-                hidden_factor = tl.minimum(clip / tl.maximum(hidden_norm, 1e-15), 1.0)
+                hidden_factor = clip_factor(hidden_norm, clip)
             own = scores * tl.load(decay + place * LAYERS * L * L + square_at).to(tl.float32)
             own = (-own * hidden_factor[None, :]).to(KIND)
-            qa = (_vector(of_hidden, 2, t, L)[:, None] * q.to(tl.float32)).to(KIND)
-            qf = (_vector(of_hidden, 3, t, L)[:, None] * q.to(tl.float32)).to(KIND)
+            qa = _weighted(_vector(of_hidden, A, t, L), q, KIND)
+            qf = _weighted(_vector(of_hidden, F, t, L), q, KIND)
             scores = tl.zeros([L, L], tl.float32)
             z = tl.zeros([L, D], tl.float32)
             for b in range(0, H, BLOCK):
@@ -231,8 +237,8 @@ def learn_kernel(
                 w2 = tl.load(last_w + d[:, None] * H + hb[None, :])
                 s2 = tl.load(last_s + d[:, None] * H + hb[None, :])
                 scores = tl.dot(y.to(KIND), tl.trans(x), scores, input_precision=PRECISION)
-                z = tl.dot((a * y).to(KIND), tl.trans(w2), z, input_precision=PRECISION)
-                z = tl.dot((f * y).to(KIND), tl.trans(s2), z, input_precision=PRECISION)
+                z = tl.dot(_weighted(a, y, KIND), tl.trans(w2), z, input_precision=PRECISION)
+                z = tl.dot(_weighted(f, y, KIND), tl.trans(s2), z, input_precision=PRECISION)
                 if CACHE:
                     open_chunk = cell_field(cells, OPEN, cell, count)
                     kept = located(open_chunk, inputs_offset + layer * inputs_stride, KIND)
@@ -243,8 +249,8 @@ def learn_kernel(
         else:
             w2 = tl.load(last_m + d[:, None] * D + d[None, :]).to(KIND)
             s2 = tl.load(last_s + d[:, None] * D + d[None, :])
-            z = tl.dot((a * q.to(tl.float32)).to(KIND), tl.trans(w2), input_precision=PRECISION)
-            z = tl.dot((f * q.to(tl.float32)).to(KIND), tl.trans(s2), z, input_precision=PRECISION)
+            z = tl.dot(_weighted(a, q, KIND), tl.trans(w2), input_precision=PRECISION)
+            z = tl.dot(_weighted(f, q, KIND), tl.trans(s2), z, input_precision=PRECISION)
         weight = tl.load(decay + (place * LAYERS + LAYERS - 1) * L * L + square_at).to(tl.float32)
         z -= tl.dot((scores * weight).to(KIND), scaled.to(KIND), input_precision=PRECISION)
         y = head_norm(finish(z, q.to(tl.float32), D, RESIDUAL, NORM), own_norm, D, epsilon)
@@ -261,8 +267,8 @@ def learn_kernel(
             tl.store(kept + head * L * D + t[:, None] * D + d[None, :], scaled)
 
         # The store.
-        w = _vector(of_last, 0, t, L)
-        a_end = _last(of_last, 2, L)
+        w = _vector(of_last, W, t, L)
+        a_end = _last(of_last, A, L)
         step = tl.zeros([D], tl.float32)
         before = tl.zeros([D], tl.float32)
         if DEEP:
@@ -270,19 +276,15 @@ def learn_kernel(
             hidden_before = tl.zeros([BLOCK], tl.float32)
         if STORE:
             m_stores = _stores(w, scaled, k)
-            s_stores = _stores(_vector(of_last, 1, t, L), scaled, k)
-            f_end = _last(of_last, 3, L)
-            e_end = _last(of_last, 4, L)
+            s_stores = _stores(_vector(of_last, S, t, L), scaled, k)
+            f_end = _last(of_last, F, L)
+            e_end = _last(of_last, E, L)
             if DEEP:
-                k_for_m = ((-_vector(of_hidden, 0, t, L) * hidden_factor)[:, None] * k.to(tl.float32)).to(
-                    KIND
-                )
-                k_for_s = ((-_vector(of_hidden, 1, t, L) * hidden_factor)[:, None] * k.to(tl.float32)).to(
-                    KIND
-                )
-                ha_end = _last(of_hidden, 2, L)
-                hf_end = _last(of_hidden, 3, L)
-                he_end = _last(of_hidden, 4, L)
+                k_for_m = _weighted(-_vector(of_hidden, W, t, L) * hidden_factor, k, KIND)
+                k_for_s = _weighted(-_vector(of_hidden, S, t, L) * hidden_factor, k, KIND)
+                ha_end = _last(of_hidden, A, L)
+                hf_end = _last(of_hidden, F, L)
+                he_end = _last(of_hidden, E, L)
                 for b in range(0, H, BLOCK):
                     hb = b + tl.arange(0, BLOCK)
                     at1 = hb[:, None] * D + d[None, :]
@@ -317,13 +319,13 @@ def learn_kernel(
                 )
 
         # What the chunk did, for the trace.
-        theta = _vector(of_last, 5, t, L)
+        theta = _vector(of_last, THETA, t, L)
         whole = last_norm * last_norm
         momentary = whole * theta * theta
         tl.store(norms + (place * LAYERS + LAYERS - 1) * L + t, last_norm)
         told = trace + place * (3 + 2 * LAYERS)
         if DEEP:
-            theta = _vector(of_hidden, 5, t, L)
+            theta = _vector(of_hidden, THETA, t, L)
             square = hidden_norm * hidden_norm
             whole += square
             momentary += square * theta * theta
@@ -347,7 +349,7 @@ def learn_kernel(
             if NORM:
                 curvature *= rstd * rstd
             if CLIP:
-                curvature *= tl.minimum(clip / tl.maximum(last_norm, 1e-15), 1.0)
+                curvature *= clip_factor(last_norm, clip)
             both = gram * gram * curvature[:, None] * curvature[None, :]
             lead = tl.sum(curvature * x_norm * x_norm, 0)
             gain = tl.sum(tl.sum(both, 1), 0) / tl.maximum(lead, 1e-30) / (1.0 + a_end)

@@ -76,6 +76,12 @@ def output_delta(
 
 
 @triton.jit
+def clip_factor(norm, clip):
+    """By which a gradient of this norm is scaled to at most ``clip``."""
+    return tl.minimum(clip / tl.maximum(norm, TINY), 1.0)
+
+
+@triton.jit
 def length(x):
     """Norm of each row."""
     return tl.sqrt(tl.sum(x * x, 1))

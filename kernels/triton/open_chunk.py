@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnemosyne.kernels.triton.cell_gates import VECTORS, CellDecays
+from mnemosyne.kernels.triton.cell_gates import VECTORS, A, CellDecays, S, W
 from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, OPEN, TOKENS, cell_field, located
 
 
@@ -71,10 +71,10 @@ def open_decay_kernel(
     rows = located(open_chunk, rows_offset + layer * rows_stride, tl.float32)
     t = tl.arange(0, L)
     made = vectors + (cell * GATES + gated) * VECTORS * L
-    tl.store(rows + gated * L + t, tl.load(made + t))
-    tl.store(rows + (GATES + gated) * L + t, tl.load(made + L + t))
+    tl.store(rows + gated * L + t, tl.load(made + W * L + t))
+    tl.store(rows + (GATES + gated) * L + t, tl.load(made + S * L + t))
     for i in tl.static_range(3):
-        tl.store(decay + i * GATES + gated, tl.load(made + (2 + i) * L + last))
+        tl.store(decay + i * GATES + gated, tl.load(made + (A + i) * L + last))
 
 
 def open_decays(

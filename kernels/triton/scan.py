@@ -18,7 +18,7 @@ from torch import Tensor
 from mnemosyne.kernels.chunk import Scan
 from mnemosyne.kernels.gates import Decays, Past
 from mnemosyne.kernels.rules.rule import MemoryRule
-from mnemosyne.kernels.triton.network import TINY, gelu, length, output_delta
+from mnemosyne.kernels.triton.network import clip_factor, gelu, length, output_delta
 from mnemosyne.kernels.triton.support import PRECISIONS
 
 SILENT: tl.constexpr = tl.constexpr(1e-30)
@@ -88,7 +88,7 @@ def _decay(A, G, F, E, P, cell, row, here, L: tl.constexpr, MOMENTUM: tl.constex
 @triton.jit
 def _clipped(delta, norm, clip, CLIP: tl.constexpr):
     if CLIP:
-        delta *= tl.minimum(clip / tl.maximum(norm, TINY), 1.0)[:, None]
+        delta *= clip_factor(norm, clip)[:, None]
     return delta
 
 

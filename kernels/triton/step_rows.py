@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnemosyne.kernels.triton.rows import Kind, _normed
+from mnemosyne.kernels.triton.rows import NOTHING, Kind, Operands, _normed
 from mnemosyne.kernels.triton.step_table import begin
 
 
@@ -49,14 +49,12 @@ def step_rows(
     out: Tensor,
     weight: Tensor,
     epsilon: float,
-    y: Tensor | None = None,
-    m: Tensor | None = None,
-    norm_y: Tensor | None = None,
-    norm_m: Tensor | None = None,
+    operands: Operands = NOTHING,
 ) -> None:
     """As ``rows.rows``, of one layer: ``residual`` and ``out`` `[sessions, N]`, norms' weights `[N]`. There
     is no "add": the product before adds to the stream itself."""
     sessions, N = out.shape
+    y, m, norm_y, norm_m = operands
     step_rows_kernel[(sessions,)](
         residual,
         out if y is None else y,
