@@ -19,6 +19,7 @@ from mnemosyne.training import corpus
 from mnemosyne.training.babilong.stories import load_stories
 from mnemosyne.training.babilong.story_rows import StoryRows
 from mnemosyne.training.babilong.tasks import parse_numbers
+from mnemosyne.training.mixed_rows import MixedRows
 from mnemosyne.training.rows import Rows
 from mnemosyne.training.samples import MAX_FACTS, Sampler
 from mnemosyne.training.settings import Settings
@@ -36,6 +37,7 @@ class Arrays(NamedTuple):
     answer: NDArray[Any]
     text: NDArray[Any]
     distance: NDArray[Any]
+    task: NDArray[Any]
 
 
 def draw(sampler: Rows, step_tokens: int, length: int, noise: float) -> Arrays:
@@ -47,10 +49,13 @@ def draw(sampler: Rows, step_tokens: int, length: int, noise: float) -> Arrays:
 
 def sampler(settings: Settings, seed: int) -> Rows:
     tokenizer = Tokenizer.from_file(str(settings.tokenizer))
-    if settings.babi is not None:
-        stories = load_stories(settings.babi, parse_numbers(settings.tasks), "train")
-        return StoryRows(tokenizer, [(corpus.load(settings.data, "books"), 1.0)], seed, stories)
-    return Sampler(tokenizer, [(corpus.load(settings.data, n), share) for n, share in SHARES.items()], seed)
+    streams = {name: corpus.load(settings.data, name) for name in SHARES}
+    invented = Sampler(tokenizer, [(streams[name], share) for name, share in SHARES.items()], seed)
+    if settings.babi is None:
+        return invented
+    stories = load_stories(settings.babi, parse_numbers(settings.tasks), "train")
+    told = StoryRows(tokenizer, [(streams["books"], 1.0)], seed, stories)
+    return MixedRows(tokenizer, [(told, 1 - settings.invented), (invented, settings.invented)], seed)
 
 
 def _work(

@@ -30,6 +30,8 @@ class Batch:
     """Where the memory should write: 2 at a fact's value, 1 elsewhere in its sentence, 0 outside."""
     distance: NDArray[np.int32]
     """At an answer: how many tokens ago its fact's sentence ended; elsewhere 0."""
+    task: NDArray[np.uint8]
+    """At an answer: bAbI's number of the task that asks, 0 for an invented fact; elsewhere 0."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Targets:
     text: NDArray[np.float32]
     """[B, K], 1 where the target is running text."""
     distance: NDArray[np.int32]
+    task: NDArray[np.uint8]
 
 
 class Rows(ABC):
@@ -69,6 +72,7 @@ class Rows(ABC):
             np.ones(shape, np.bool_),
             np.zeros(shape, np.uint8),
             np.zeros(shape, np.int32),
+            np.zeros(shape, np.uint8),
         )
         for row in range(rows):
             self.row(out, row, length, noise)
@@ -87,7 +91,8 @@ class Rows(ABC):
         target = np.take_along_axis(batch.tokens, at + 1, 1).astype(np.int64)
         running = np.take_along_axis(batch.text, at + 1, 1).astype(np.float32)
         running[:, :answers] = 0.0
-        return Targets(at, target, weight, running, np.take_along_axis(batch.distance, at + 1, 1))
+        distance, task = (np.take_along_axis(x, at + 1, 1) for x in (batch.distance, batch.task))
+        return Targets(at, target, weight, running, distance, task)
 
     def ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -23,6 +23,8 @@ class Settings:
     """Folder of bAbI's files, whose stories the rows tell (``babilong.story_rows``); None: invented facts."""
     tasks: str = "1-10"
     """Of bAbI, by number."""
+    invented: float = 0.25
+    """Share of rows that tell invented facts where the others tell bAbI's stories."""
     out: Path = Path("build/run")
     resume: Path | None = None
     """Folder of an earlier run to go on from."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemosyne.engine.model import Titans
+from mnemosyne.training.babilong.tasks import TASKS
 from mnemosyne.training.feed import Arrays
 from mnemosyne.training.settings import Settings
 
@@ -34,7 +35,7 @@ def metric_names(layers: int) -> list[str]:
     names = ["loss", "answer", "text", "penalty", "closed", "grad", "right_far", "far", "right_near", "near"]
     for kind in ("written_noise", "written_fact", "theta_fact", "forget_noise"):
         names += [f"{kind}_{i}" for i in range(layers)]
-    return names
+    return names + [f"{kind}_{task}" for kind in ("right", "asked") for task in range(TASKS + 1)]
 
 
 class Step:
@@ -82,12 +83,17 @@ class Step:
         self._count += 1
 
     def read(self) -> dict[str, float]:
-        """Means since the last call; ``far`` and ``near`` become accuracies."""
+        """Means since the last call; ``far``, ``near`` and, where they were asked, every task become
+        accuracies."""
         values = dict(zip(self.names, (self._sum / max(1, self._count)).tolist(), strict=True))
         self._sum.zero_()
         self._count = 0
         for kind in ("far", "near"):
             values[kind] = values.pop(f"right_{kind}") / max(values[kind], 1e-9)
+        for task in range(TASKS + 1):
+            right, asked = values.pop(f"right_{task}"), values.pop(f"asked_{task}")
+            if asked:
+                values[f"qa{task}" if task else "invented"] = right / asked
         return values
 
     def _capture(self) -> Callable[[], Tensor]:
@@ -130,6 +136,7 @@ class Step:
         answer: Tensor,
         text: Tensor,
         distance: Tensor,
+        task: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the metrics but for the gradient's norm."""
         s, memory = self.settings, self.model.config.memory
@@ -160,6 +167,8 @@ class Step:
             def share(x: Tensor, where: Tensor) -> Tensor:
                 return (x * where).mean((2, 3)).sum((1, 2)) / where.sum((1, 2, 3, 4)).clamp(min=1)
 
+            numbers = torch.arange(TASKS + 1, device=task.device)
+            of_task = (task.unsqueeze(-1) == numbers).float()
             counts = [(right * far).sum(), far.sum(), (right * (answer - far)).sum(), (answer - far).sum()]
             metrics = torch.cat(
                 [
@@ -170,6 +179,8 @@ class Step:
                     share((theta > 0).float(), inside),
                     share(theta, inside),
                     share((alpha > 0).float(), outside),
+                    (of_task * right.unsqueeze(-1)).sum((0, 1)),
+                    (of_task * answer.unsqueeze(-1)).sum((0, 1)),
                 ]
             )
         return loss, metrics

@@ -172,6 +172,7 @@ class StoryRows(Rows):
             out.text[row, at : at + len(answer)] = False
             rests = event.question.supporting or (len(event.question.facts) - 1,)
             out.distance[row, at : at + len(answer)] = at - event.told.ends[rests[0]]
+            out.task[row, at : at + len(answer)] = event.told.story.task
             at = self.put(tokens, at, answer + self.stop)
         tokens[at:] = stream.tokens[start : start + length - at]
 
