@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mnemosyne.checkpoints.snapshot import dump_state, load_state
+from mnemosyne.engine.config import Variant
 from mnemosyne.engine.copies import CudaCopier
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.gpu.blob import BlobLayout
@@ -16,7 +17,8 @@ from mnemosyne.engine.messages import Export, Exported
 from mnemosyne.engine.scheduler import Limits
 from mnemosyne.engine.tiers import Budgets
 from tests.engine.fakes import INFO
-from tests.engine.models import random_tokens, small_config, small_model
+from tests.engine.gpu.test_waves import usual
+from tests.engine.models import random_tokens
 from tests.engine.test_engine import INITIAL, answer, drain, read, stats
 
 pytestmark = [
@@ -65,23 +67,24 @@ def test_a_copy_does_not_wait_for_what_is_computed_after_it() -> None:
 
 
 @pytest.mark.parametrize("variant", ["mac", "mag"])
-def test_an_engine_with_two_tiers_ends_in_the_same_bits(variant: str) -> None:
-    model = small_model(small_config(variant)).to("cuda")  # type: ignore[arg-type]
+def test_an_engine_with_two_tiers_ends_in_the_same_bits(variant: Variant) -> None:
+    """The model that is served on a GPU: the modules' products there depend on where a tensor begins."""
+    model = usual(variant)
     dump = partial(dump_state, model_fingerprint="m", numerics={})
 
     def load(data: bytes):  # type: ignore[no-untyped-def]
         return load_state(
-            data, config=model.config, dtype=torch.float32, model_fingerprint="m", device="cuda"
+            data, config=model.config, dtype=torch.bfloat16, model_fingerprint="m", device="cuda"
         )[0]
 
     nbytes = tensor_bytes(model.initial_state().tensors)
     found = []
     for budgets in (None, Budgets(device=4 * nbytes, host=60 * nbytes)):
-        engine = Engine(model, INFO, Limits(max_ingest_tokens=64), dump, load, budgets)
+        engine = Engine(model, INFO, Limits(max_ingest_tokens=128), dump, load, budgets)
         for i in range(6):
-            drain(engine, read(f"r{i}", INITIAL, f"a{i}", random_tokens(60, i)))
+            drain(engine, read(f"r{i}", INITIAL, f"a{i}", random_tokens(260, i, 127)))
         for i in range(6):
-            drain(engine, answer(f"g{i}", f"a{i}", f"b{i}", random_tokens(5, 9), max_tokens=20, seed=i))
+            drain(engine, answer(f"g{i}", f"a{i}", f"b{i}", random_tokens(50, 9, 127), max_tokens=20, seed=i))
         found.append([drain(engine, Export(request_id="e", handle=f"b{i}"))[-1] for i in range(6)])
         assert (stats(engine)["states_moved_in_total"] > 3) == (budgets is not None)
     assert all(isinstance(event, Exported) for event in found[0]) and found[0] == found[1]
