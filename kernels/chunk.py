@@ -79,6 +79,16 @@ def learn_chunk(
     return memory, momentum, factors
 
 
+def ends(decay: Decays) -> tuple[list[Tensor], list[Tensor]]:
+    """All that moves the state: of each chunk's last token the scalars A, and F and E, `[..., n]`, and the
+    rows w, and s, `[..., n, L]`."""
+    scalars, rows = [decay.A[..., -1]], [decay.G[..., -1, :]]
+    if decay.past is not None:
+        scalars += [decay.past.F[..., -1], decay.past.E[..., -1]]
+        rows += [decay.past.P[..., -1, :]]
+    return scalars, rows
+
+
 def scan(
     k: Tensor,
     v: Tensor,
@@ -98,16 +108,16 @@ def scan(
         from mnemosyne.kernels.triton.scan import scan as launch
 
         return launch(k, v, threshold, decay, memory, momentum, rule)
+    if _trains_on_device(k, memory, rule):
+        from mnemosyne.kernels.triton.train_scan import scan as train
+
+        return train(k, v, decay, memory, momentum, rule)
     k, v = (x.to(memory[0].dtype) for x in (k, v))
     B, H, n, L, d = k.shape
     N = B * H
     M = [m.reshape(N, *m.shape[2:]) for m in memory]
     S = [s.reshape(N, *s.shape[2:]) for s in momentum]
-    # Only each chunk's last row moves the state.
-    scalars, rows = [decay.A[..., -1]], [decay.G[..., -1, :]]
-    if decay.past is not None:
-        scalars += [decay.past.F[..., -1], decay.past.E[..., -1]]
-        rows += [decay.past.P[..., -1, :]]
+    scalars, rows = ends(decay)
     scalar = torch.stack(scalars, -1).reshape(N, len(M), n, len(scalars))
     row = torch.stack(rows, -1).reshape(N, len(M), n, L, len(rows))
     ks, vs = k.reshape(N, n, L, d), v.reshape(N, n, L, d)
@@ -170,10 +180,23 @@ def _on_device(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> bool:
         return False
     from mnemosyne.kernels.triton import support
 
-    reason = support.missing(x, memory, rule)
-    if reason is not None:
-        _say_once(reason)
-    return reason is None
+    return _nothing(support.missing(x, memory, rule))
+
+
+def _trains_on_device(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> bool:
+    """Whether the differentiable kernels in ``triton/`` take these keys or queries: on a GPU, with
+    gradients."""
+    if not x.is_cuda or not torch.is_grad_enabled():
+        return False
+    from mnemosyne.kernels.triton import train_support
+
+    return _nothing(train_support.missing(x, memory, rule))
+
+
+def _nothing(missing: str | None) -> bool:
+    if missing is not None:
+        _say_once(missing)
+    return missing is None
 
 
 @cache
