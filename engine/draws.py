@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.engine.jobs import Job
@@ -18,23 +19,28 @@ SIDE_BY_SIDE = 8
 """Draws from which on threads share them."""
 
 
+class Turn(NamedTuple):
+    job: Job
+    row: Decoding
+    outcome: Logits | MnemosyneError
+    """After the row's last token."""
+
+
 class Draws:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(min(SIDE_BY_SIDE, os.cpu_count() or 1), "draw")
 
-    def draw(
-        self, jobs: Sequence[Job], rows: Sequence[Decoding], outcomes: Sequence[Logits | MnemosyneError]
-    ) -> list[Choice | MnemosyneError]:
-        """Of each job, from the logits after its row's last token; an error stays what it is."""
-        each = map if len(jobs) < SIDE_BY_SIDE else self._threads.map
-        return list(each(_draw, jobs, rows, outcomes))
+    def draw(self, turns: Sequence[Turn]) -> list[Choice | MnemosyneError]:
+        """Of each turn; an error stays what it is."""
+        each = map if len(turns) < SIDE_BY_SIDE else self._threads.map
+        return list(each(_draw, turns))
 
 
-def _draw(job: Job, row: Decoding, outcome: Logits | MnemosyneError) -> Choice | MnemosyneError:
-    if isinstance(outcome, MnemosyneError):
-        return outcome
-    assert job.sampler is not None
+def _draw(turn: Turn) -> Choice | MnemosyneError:
+    if isinstance(turn.outcome, MnemosyneError):
+        return turn.outcome
+    assert turn.job.sampler is not None
     try:
-        return job.sampler.draw(outcome, row.state.tokens_seen)
+        return turn.job.sampler.draw(turn.outcome, turn.row.state.tokens_seen)
     except MnemosyneError as error:
         return error

@@ -13,10 +13,11 @@ import torch
 
 from mnemosyne.engine.advance import split
 from mnemosyne.engine.arrivals import Arrivals
+from mnemosyne.engine.commits import Committed
 from mnemosyne.engine.copies import Copier, copier_for
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.desk import Desk
-from mnemosyne.engine.draws import Draws
+from mnemosyne.engine.draws import Draws, Turn
 from mnemosyne.engine.errors import MnemosyneError, RequestError
 from mnemosyne.engine.holdings import Holdings, tensor_bytes
 from mnemosyne.engine.ingest import Ingest
@@ -40,7 +41,7 @@ from mnemosyne.engine.messages import (
     TraceTokens,
 )
 from mnemosyne.engine.relief import Relief
-from mnemosyne.engine.runner import Committed, Decoding, Model, Runner
+from mnemosyne.engine.runner import Decoding, Model, Runner
 from mnemosyne.engine.sampling import Choice
 from mnemosyne.engine.scheduler import Limits, Scheduler
 from mnemosyne.engine.state import GENERATED, SessionState
@@ -99,7 +100,7 @@ class Engine:
 
     @property
     def _computes(self) -> bool:
-        return not self._scheduler.idle or bool(self._transfers)
+        return not self._scheduler.idle or bool(self._transfers) or self._runner.committing
 
     def accept(self, request: Request) -> list[Event]:
         """Take a request. A refused one is answered by Failed at once, and changes nothing."""
@@ -119,8 +120,9 @@ class Engine:
     def step(self) -> list[Event]:
         """One transfer, then one batch of ingest, then a token of each session that decodes.
 
-        In this order, so that a prompt that is read to its end has its first token in the same step. Where
-        there is nothing to compute until a state has come, it waits for that."""
+        In this order, so that a prompt that is read to its end has its first token in the same step. A
+        session whose chunk is being committed misses its turn. Where there is nothing to compute until a
+        state has come, it waits for that."""
         if self.idle:
             return []
         if not self._computes:
@@ -209,7 +211,7 @@ class Engine:
 
     def _decode(self) -> None:
         jobs = self._who_decodes()
-        if not jobs:
+        if not jobs and not self._runner.committing:
             return
         began = time.perf_counter()
         rows = [job.decoding for job in jobs if job.decoding is not None]
@@ -222,8 +224,12 @@ class Engine:
             self._relief.ran_out(jobs, partial(self._scheduler.decode_too_large, len(jobs)), reason)
             return
         self._scheduler.decode_fitted()
-        choices = self._draws.draw(jobs, rows, outcomes)
-        for job, row, choice in zip(jobs, rows, choices, strict=True):
+        turns = [
+            Turn(job, row, outcome)
+            for job, row, outcome in zip(jobs, rows, outcomes, strict=True)
+            if outcome is not None
+        ]
+        for (job, row, _), choice in zip(turns, self._draws.draw(turns), strict=True):
             self._scheduler.decoded(job.id)
             try:
                 if row.trace:
@@ -242,6 +248,7 @@ class Engine:
         is committed before its session's next token."""
         jobs = [self._desk.jobs[name] for name in self._scheduler.next_decode()]
         full = [job for job in jobs if job.decoding is not None and self._runner.commits_next(job.decoding)]
+        full = [job for job in full if job.decoding is not None and not job.decoding.committing]
         if not full:
             return jobs
         running = self._desk.running()

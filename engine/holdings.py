@@ -42,6 +42,8 @@ class Running(NamedTuple):
     """Those that it goes on from."""
     reserve: int
     """Bytes of a state that it will make and hasn't yet."""
+    making: bool = False
+    """Another state is being made beside the steps, and has its place already."""
 
 
 class Holdings:
@@ -172,7 +174,7 @@ class Holdings:
         """Bytes that are taken there now, by holdings and by those who run; asked in every step."""
         there = {key for key, held in self._held.items() if held.tier is not Tier.HOST}
         used = {id(run.tensors) for run in running if run.tensors is not None}
-        return self._nbytes * len(there | used)
+        return self._nbytes * (len(there | used) + sum(run.making for run in running))
 
     def _items(self, running: Sequence[Running], keep: Held | None, held: Sequence[Held]) -> list[Item]:
         """``held`` in order, then what no handle stands for."""
@@ -188,6 +190,7 @@ class Holdings:
             for one in held
         ]
         others = self._nbytes * sum(key not in self._held for key in busy)
+        others += self._nbytes * sum(run.making for run in running)
         others += sum(run.reserve for run in running)
         items.append(Item(nbytes=others, host_nbytes=0, tier=Tier.DEVICE, used=self._clock, busy=True))
         return items

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from mnemosyne.engine.commits import Committed
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.desk import Desk
 from mnemosyne.engine.errors import MnemosyneError
@@ -17,7 +18,7 @@ from mnemosyne.engine.holdings import Holdings
 from mnemosyne.engine.jobs import Job
 from mnemosyne.engine.messages import Progress, TokenTrace, TraceTokens
 from mnemosyne.engine.relief import Relief
-from mnemosyne.engine.runner import Committed, Runner
+from mnemosyne.engine.runner import Runner
 from mnemosyne.engine.scheduler import Scheduler
 from mnemosyne.engine.state import SessionState
 

@@ -84,7 +84,7 @@ class Job:
     def running(self) -> Running:
         """What it keeps on the device."""
         if self.decoding is not None:
-            return Running(self.decoding.state.tensors, self.reserve)
+            return Running(self.decoding.state.tensors, self.reserve, self.decoding.committing)
         if self.state is not None:
             return Running(self.state.tensors, self.reserve)
         held = self.base.held if self.base is not None else None

@@ -6,6 +6,7 @@ and come out; nothing of a session stays here. Knows no scheduler, no handle, no
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnemosyne.engine.attention import Places
+from mnemosyne.engine.commits import Made
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, RMSNorm, SwiGLU, dense
 from mnemosyne.engine.memory import State
@@ -50,6 +52,9 @@ class Training(NamedTuple):
 
 
 class Titans(nn.Module):
+    beside = sys.maxsize
+    """Sessions that ``commit_beside`` takes at once."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -164,6 +169,10 @@ class Titans(nn.Module):
         ``per_token``: the trace has the values of every token too.
         """
         return self._commit(states, tokens, per_token)[:2]
+
+    def commit_beside(self, states: Sequence[SessionState], tokens: Tensor) -> Made:
+        """``prefill``, here and now."""
+        return Made(*self.prefill(states, tokens))
 
     @torch.inference_mode()
     def losses(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Tensor]:

@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mnemosyne.engine import device
+from mnemosyne.engine.commits import Commit, Committed, Raised, outcomes
 from mnemosyne.engine.config import ModelConfig
-from mnemosyne.engine.errors import EngineError, MnemosyneError, NotFinite
+from mnemosyne.engine.errors import EngineError, MnemosyneError
 from mnemosyne.engine.messages import ChunkTrace
 from mnemosyne.engine.open_chunk import OpenChunk
-from mnemosyne.engine.pyramid import Values, overall
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.trace import Trace
 
@@ -48,21 +47,20 @@ class Model(Protocol):
         self, states: Sequence[SessionState], tokens: torch.Tensor, per_token: bool = False
     ) -> tuple[list[SessionState], Trace]: ...
 
+    @property
+    def beside(self) -> int:
+        """Sessions that ``commit_beside`` takes at once."""
+        ...
+
+    def commit_beside(self, states: Sequence[SessionState], tokens: torch.Tensor) -> Commit:
+        """``prefill`` of one chunk, on its way while the model is asked for other things; one at a time."""
+        ...
+
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[torch.Tensor, list[OpenChunk]]: ...
 
     def begin(self, states: Sequence[SessionState]) -> list[OpenChunk]: ...
 
     def decode(self, chunks: Sequence[OpenChunk], tokens: torch.Tensor) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A state after one or more chunks more, nothing pending."""
-
-    state: SessionState
-    trace: tuple[ChunkTrace, ...]
-    tokens: Values | None = None
-    """Where asked for, `[tokens, layers, 2]`: surprise and momentary of every token."""
 
 
 @dataclass(eq=False)
@@ -75,6 +73,17 @@ class Decoding:
     open: OpenChunk | None = None
     trace: list[ChunkTrace] = field(default_factory=list)
     """Chunks committed since the caller last took them."""
+    committing: bool = False
+    """Its full chunk is on its way into a new state."""
+    failed: MnemosyneError | None = None
+    """Why that went wrong; ``state`` is the last good one."""
+
+
+class _UnderWay(NamedTuple):
+    """Rows whose full chunks are being committed."""
+
+    rows: Sequence[Decoding]
+    commit: Commit
 
 
 class Runner:
@@ -84,94 +93,117 @@ class Runner:
         self._model = model
         self.chunk = model.config.chunk
         self._device = next(iter(model.initial_state().tensors.values())).device
+        self._under_way: _UnderWay | None = None
+
+    @property
+    def committing(self) -> bool:
+        """A full chunk is on its way, wanted or not."""
+        return self._under_way is not None
 
     def commit(
         self, states: Sequence[SessionState], ids: Sequence[tuple[int, ...]], per_token: bool = False
     ) -> list[Committed | MnemosyneError]:
         """Commit ``ids`` (n whole chunks, the same n for all) on top of ``states``, whose pending tokens are
         dropped: they are the first of ``ids``. ``per_token``: with the surprise of every token."""
-        rows = [
-            (dataclasses.replace(state, pending=(), kinds=b""), row)
-            for state, row in zip(states, ids, strict=True)
-        ]
+        rows = [(_whole(state), row) for state, row in zip(states, ids, strict=True)]
         return _isolate(rows, partial(self._commit, per_token=per_token))
 
-    def decode(self, rows: Sequence[Decoding]) -> list[Logits | MnemosyneError]:
-        """Take each row's ``next`` in, where there is one, and give the logits [vocab] after its last
-        token."""
-        failed: dict[Decoding, MnemosyneError] = {}
-        full = [row for row in rows if self.commits_next(row)]
-        for row, outcome in zip(full, self._commit_full(full), strict=True):
-            if isinstance(outcome, MnemosyneError):
-                failed[row] = outcome
-        logits: dict[Decoding, Logits] = {}
+    def decode(self, rows: Sequence[Decoding]) -> list[Logits | MnemosyneError | None]:
+        """Take each row's ``next`` in, where there is one, and give the logits [vocab] after its last token.
+
+        None for a row whose chunk is full and isn't committed yet: it misses its turn, the others don't wait
+        for it. Where there are no others, its commit is waited for."""
+        self._commit_full(rows)
+        answers: dict[Decoding, Logits | MnemosyneError | None] = {}
+        for row in rows:
+            if row.failed is not None or self.commits_next(row):
+                answers[row] = row.failed
+        self._begin([row for row in rows if row not in answers])
         # One that has taken its token in already did so in a step that ran out of memory after it.
-        going = [row for row in rows if row.open is not None and row.next is not None and row not in failed]
-        logits.update(zip(going, self._extend(going), strict=False))
-        fresh = [row for row in rows if row not in failed and row not in logits]
-        for row, answer in zip(fresh, _isolate(fresh, self._open), strict=True):
-            if isinstance(answer, MnemosyneError):
-                failed[row] = answer
-            else:
-                logits[row] = answer
-        return [failed[row] if row in failed else logits[row] for row in rows]
+        going = [row for row in rows if row.open is not None and row.next is not None and row not in answers]
+        answers.update(zip(going, self._extend(going), strict=False))
+        fresh = [row for row in rows if row not in answers]
+        opened: list[Logits | MnemosyneError] = _isolate(fresh, self._open)
+        answers.update(zip(fresh, opened, strict=True))
+        return [answers[row] for row in rows]
 
     def commits_next(self, row: Decoding) -> bool:
-        """Whether the row's chunk is full, so that its next step makes a new state."""
-        return row.next is not None and len(row.state.pending) == self.chunk
+        """Whether the row's chunk is full, so that its next token makes a new state."""
+        return row.next is not None and row.failed is None and len(row.state.pending) == self.chunk
 
     def _commit(
         self, rows: Sequence[tuple[SessionState, tuple[int, ...]]], per_token: bool
     ) -> list[Committed | MnemosyneError]:
         states = [state for state, _ in rows]
         tokens = torch.tensor([ids for _, ids in rows], dtype=torch.long, device=self._device)
-        after, trace = self._model.prefill(states, tokens, per_token)
-        means = overall(trace.chunks)
-        outcomes: list[Committed | MnemosyneError] = []
-        finite = _finite(after) if trace.finite is None else trace.finite
-        for i, (old, new) in enumerate(zip(states, after, strict=True)):
-            if not finite[i]:
-                outcomes.append(
-                    NotFinite(
-                        f"the memory stopped being finite between tokens {old.position} and {new.position}"
-                    )
-                )
-                continue
-            chunks = tuple(
-                _told(old.position + (k + 1) * self.chunk, values, written)
-                for k, (values, written) in enumerate(
-                    zip(means[i].tolist(), trace.written[i].tolist(), strict=True)
-                )
-            )
-            outcomes.append(Committed(new, chunks, None if trace.tokens is None else trace.tokens[i]))
-        return outcomes
+        return outcomes(states, *self._model.prefill(states, tokens, per_token), self.chunk)
 
-    def _commit_full(self, rows: Sequence[Decoding]) -> list[Committed | MnemosyneError]:
-        """The token after a full chunk has come: commit the chunk and begin the next one, which takes that
-        token in beside the other rows'."""
-        if not rows:
-            return []
-        outcomes = self.commit([row.state for row in rows], [row.state.pending for row in rows])
-        committed = []
-        for row, outcome in zip(rows, outcomes, strict=True):
+    def _commit_full(self, rows: Sequence[Decoding]) -> None:
+        """See that full chunks are committed, one batch of them at a time: what fills up meanwhile is the
+        next batch. Waits where no row can go on without, and for what no row waits for any more."""
+        while True:
+            if self._under_way is not None and self._under_way.commit.ended():
+                self._take_commit()
+            full = [row for row in rows if self.commits_next(row)]
+            if self._under_way is None:
+                if not full:
+                    return
+                self._begin_commit(full[: self._model.beside])
+            elif len(full) == len(rows):
+                self._take_commit()
+            else:
+                return
+
+    def _begin_commit(self, rows: Sequence[Decoding]) -> None:
+        # On the host: a model that needs them on its device takes them there itself.
+        tokens = torch.tensor([row.state.pending for row in rows], dtype=torch.long)
+        commit: Commit
+        try:
+            commit = self._model.commit_beside([_whole(row.state) for row in rows], tokens)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            commit = Raised(error)
+        self._under_way = _UnderWay(rows, commit)
+        for row in rows:
+            row.committing, row.open = True, None
+
+    def _take_commit(self) -> None:
+        """When it has ended."""
+        assert self._under_way is not None
+        (rows, commit), self._under_way = self._under_way, None
+        for row in rows:
+            row.committing = False
+
+        def take(some: Sequence[Decoding]) -> list[Committed | MnemosyneError]:
+            if len(some) == len(rows):
+                states = [row.state for row in rows]
+                return outcomes(states, *commit.result(), self.chunk)
+            return self.commit([row.state for row in some], [row.state.pending for row in some])
+
+        for row, outcome in zip(rows, _isolate(rows, take), strict=True):
             if isinstance(outcome, Committed):
-                row.state = outcome.state
-                row.trace = list(outcome.trace)
-                row.open = None
-                committed.append(row)
-        if committed:
-            try:
-                begun = self._model.begin([row.state for row in committed])
-            except torch.OutOfMemoryError:
+                row.state, row.trace = outcome.state, list(outcome.trace)
+            else:
+                row.failed = outcome
+
+    def _begin(self, rows: Sequence[Decoding]) -> None:
+        """The next chunk of those whose last one was just committed; it takes the token in beside the other
+        rows'."""
+        rows = [row for row in rows if row.open is None and not row.state.pending and row.next is not None]
+        if not rows:
+            return
+        try:
+            begun = self._model.begin([row.state for row in rows])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            if device.lost():
                 raise
-            except Exception:
-                if device.lost():
-                    raise
-                log.exception("beginning %d chunks failed; they are opened one by one", len(committed))
-                return outcomes
-            for row, chunk in zip(committed, begun, strict=True):
-                row.open = chunk
-        return outcomes
+            log.exception("beginning %d chunks failed; they are opened one by one", len(rows))
+            return
+        for row, chunk in zip(rows, begun, strict=True):
+            row.open = chunk
 
     def _extend(self, rows: Sequence[Decoding]) -> list[Logits]:
         """Logits of all rows, or none of them if the batch raised: the rows are then opened again, one by
@@ -208,16 +240,9 @@ class Runner:
         return list(_rows(logits))
 
 
-def _told(position: int, values: Sequence[float], written: float) -> ChunkTrace:
-    surprise, momentary, moved, gain = values
-    return ChunkTrace(
-        position=position,
-        surprise=surprise,
-        momentary=momentary,
-        moved=moved,
-        gain=None if math.isnan(gain) else gain,
-        written=written,
-    )
+def _whole(state: SessionState) -> SessionState:
+    """What a chunk is committed on top of."""
+    return dataclasses.replace(state, pending=(), kinds=b"")
 
 
 def _take_next(row: Decoding) -> None:
@@ -229,15 +254,6 @@ def _take_next(row: Decoding) -> None:
 
 def _rows(logits: torch.Tensor) -> list[Logits]:
     return list(logits.detach().float().cpu().numpy())
-
-
-def _finite(states: Sequence[SessionState]) -> list[bool]:
-    """Whether all of each state's values are finite: a sum is finite only if every term is, and costs one
-    pass."""
-    sums = torch.stack(
-        [torch.stack([t.sum(dtype=torch.float32) for t in state.tensors.values()]) for state in states]
-    )
-    return [bool(ok) for ok in torch.isfinite(sums).all(dim=1).tolist()]
 
 
 def _isolate(

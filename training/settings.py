@@ -76,6 +76,14 @@ class Settings:
     clip: float = 1.0
     """Of a token's inner gradient; 0: off."""
 
+    def __post_init__(self) -> None:
+        shortest = min(length for length, _ in self.stages)
+        if shortest <= self.reach:
+            raise ValueError(
+                f"attention alone reaches {self.reach} tokens back ({self.layers} layers, windows of "
+                f"{self.window}): in rows of {shortest} nothing would be asked of the memory"
+            )
+
     @property
     def model(self) -> ModelConfig:
         options = dict(option.split("=") for option in self.options.split(",") if option)

@@ -150,11 +150,12 @@ class Step:
         # A rule that never forgets pays nothing for it.
         forget = [torch.zeros_like(g.theta) if g.alpha is None else g.alpha for g in gates]
         alpha = torch.stack(forget) / (memory.alpha_max or 1.0)
-        # The first layer's gates see one token and no context, so all that they could tell is a word: it
-        # reads, and the layers above write.
+        # The first layer's gates see one token and no context, so all that they could tell of a fact is a
+        # word: it learns of running text what it likes, and the layers above write facts and nothing else.
         writes = torch.arange(len(gates), device=fact.device).view(-1, 1, 1, 1, 1) >= min(1, len(gates) - 1)
         inside = ((fact > 0)[:, None, None] & writes).float()
-        outside = 1 - inside
+        noise = (fact == 0)[:, None, None].float().expand_as(inside)
+        outside = noise * writes
         value = (fact == 2)[:, None, None].float() * writes
         cells = theta.shape[2] * theta.shape[3]
         cost = ((write_penalty(theta) + write_penalty(alpha)) * outside).sum() / (outside.sum() * cells)
@@ -175,10 +176,10 @@ class Step:
                     torch.stack(
                         [*(x.detach() for x in (loss, answer_loss, text_loss, cost, closed)), *counts]
                     ),
-                    share((theta > 0).float(), outside),
+                    share((theta > 0).float(), noise),
                     share((theta > 0).float(), inside),
                     share(theta, inside),
-                    share((alpha > 0).float(), outside),
+                    share((alpha > 0).float(), noise),
                     (of_task * right.unsqueeze(-1)).sum((0, 1)),
                     (of_task * answer.unsqueeze(-1)).sum((0, 1)),
                 ]

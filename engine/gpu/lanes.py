@@ -7,7 +7,7 @@ between cells, so lanes change no bit. Knows no session but as addresses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -49,19 +49,18 @@ class Lanes:
         layout: BlobLayout,
         opened: BlobLayout,
         tokens: Tokens,
-        cells: int,
+        cells: Mapping[int, int],
         *,
         graphs: bool,
         lanes: int,
     ) -> None:
-        """Room for ``cells`` whole cells, or as many tokens in single chunks; ``opened`` is the layout of an
-        open chunk."""
+        """``cells``: the most of a wave, by their rows, which are a whole cell's or a chunk's. ``opened`` is
+        the layout of an open chunk."""
         self._tokens, self._opened = tokens, opened
         self._device = tokens.residual.device
         self._captures = graphs
         rows, chunk = cell_rows(config), config.chunk
-        self.most = {rows: cells, chunk: cells * rows // chunk}
-        """Most cells of a wave, by their rows."""
+        self.most = cells
         # One stream's diagonal has as many cells as layers; more sessions fill the largest.
         counts = {rows: (config.layers,), chunk: SHORT}
         sizes = {

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnemosyne.engine.commits import Commit, Made
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.errors import SnapshotCorrupt
@@ -36,6 +37,8 @@ BOMB = 42
 
 
 class FakeModel:
+    beside = 1000
+
     def __init__(self) -> None:
         self.config = ModelConfig(variant="lmm", layers=1, dim=64, vocab_size=VOCAB, chunk=CHUNK)
         self.prefills: list[tuple[int, int]] = []
@@ -73,6 +76,9 @@ class FakeModel:
             position, pyramid = state.position + len(row), state.pyramid.extended(values)
             after.append(SessionState(position, {"memory.0": memory}, pyramid=pyramid))
         return after, Trace(means, np.ones(chunks.shape[:2]), each if per_token else None)
+
+    def commit_beside(self, states: Sequence[SessionState], tokens: Tensor) -> Commit:
+        return Made(*self.prefill(states, tokens))
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
         chunks = [OpenChunk(state, state.pending, state.kinds) for state in states]

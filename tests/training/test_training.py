@@ -141,6 +141,12 @@ def test_the_learning_rate_warms_up_holds_and_falls(settings: Settings) -> None:
     assert rates == pytest.approx([settings.lr / 5, settings.lr, settings.lr / 2, settings.lr / 100])
 
 
+def test_rows_within_the_reach_of_attention_are_refused(settings: Settings) -> None:
+    dataclasses.replace(settings, lengths="32:1e9", layers=1)
+    with pytest.raises(ValueError, match="32 tokens back.*rows of 32"):
+        dataclasses.replace(settings, lengths="64:10,32:1e9", layers=2)
+
+
 def test_reading_side_by_side_is_reading_alone(settings: Settings, tokenizer: Tokenizer) -> None:
     model = Titans(settings.model).eval()
     texts = ["A short text.", "A text that goes on, " * 20, "Another one of them, " * 37]

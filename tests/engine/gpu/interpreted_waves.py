@@ -16,7 +16,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from mnemosyne.engine import trace
 from mnemosyne.engine.config import ModelConfig
-from mnemosyne.engine.gpu import schedule, wave
+from mnemosyne.engine.gpu import reading, schedule, wave
 from mnemosyne.engine.gpu.model import GpuTitans
 from mnemosyne.engine.model import Titans
 from mnemosyne.engine.state import SessionState
@@ -178,3 +178,44 @@ def test_what_is_not_finite_stays_with_its_session() -> None:
     assert told.finite is not None and told.finite.tolist() == [False, True, False]
     (alone,), _ = gpu.prefill([clean], tokens[1:2])
     assert same_bits(got[1], alone)
+
+
+@pytest.mark.parametrize("config", [tiny("mac", head_dim=64), tiny("mag", head_dim=64)], ids=["mac", "mag"])
+def test_a_commit_beside_decode_has_the_bits_of_prefill(config: ModelConfig) -> None:
+    """It is launched by the decode of another session, or when its result is asked for."""
+    model, gpu = made(config)
+    *states, other = sessions(model, [(3, 0), (0, 0), (1, 2)])
+    before, tokens = [state.digest() for state in states], text(2, 1)
+    want, expected = gpu.prefill(states, tokens)
+    _, opened = gpu.open_chunk([other])
+    for launched in (True, False):
+        commit = gpu.commit_beside(states, tokens)
+        assert not commit.ended()
+        if launched:
+            gpu.decode(opened, torch.tensor([5]))
+            assert commit.ended()
+            gpu.prefill(states[::-1], tokens.flip(0))  # in room of its own
+        got, told = commit.result()
+        assert all(same_bits(*pair) for pair in zip(got, want, strict=True))
+        assert same_trace(told, expected) and told.finite is not None and told.finite.all()
+    assert [state.digest() for state in states] == before
+
+
+def test_what_a_launch_raises_is_told_by_the_commit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gpu = made(tiny("lmm", layers=1))
+    state, other = sessions(model, [(1, 0), (1, 2)])
+    _, opened = gpu.open_chunk([other])
+    commit = gpu.commit_beside([state], text(1, 1))
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reading.Reader, "read", failing)
+        gpu.decode(opened, torch.tensor([5]))
+    assert commit.ended()
+    with pytest.raises(RuntimeError, match="boom"):
+        commit.result()
+    (want,), _ = gpu.prefill([state], text(1, 1))
+    again = gpu.commit_beside([state], text(1, 1))
+    assert same_bits(again.result()[0][0], want)

@@ -50,7 +50,8 @@ def test_a_graph_is_run_for_the_waves_that_it_was_captured_of(monkeypatch: pytes
     weights = Weights.of(small_model(config))
     layout, opened = gpu_layout(config, torch.float32), open_layout(config, torch.float32)
     tokens = Tokens.empty(config, 64, cpu)
-    lanes = Lanes(config, weights, layout, opened, tokens, 4, graphs=True, lanes=2)
+    most = {config.segment: 4}
+    lanes = Lanes(config, weights, layout, opened, tokens, most, graphs=True, lanes=2)
     addresses = np.zeros((1, 3), np.int64)
     waves = [np.ones((count, 5), np.int64) * [0, 1, 1, 1, 1] for count in (3, 4, 3, 4, 2)]
     asked = list(lanes.run(waves, addresses, 64, config.segment))

@@ -20,6 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from mnemosyne.engine.commits import Commit, Made
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.errors import SnapshotCorrupt, StateIncompatible
@@ -57,6 +58,8 @@ class ScriptedModel:
     """Token ids are bytes. ``gate`` holds every step back while it is cleared; ``delay`` slows
     each, ``broken`` makes every step a bug."""
 
+    beside = 1000
+
     def __init__(self) -> None:
         self.config = ModelConfig(variant="lmm", layers=1, dim=64, vocab_size=256, chunk=CHUNK)
         self.gate = threading.Event()
@@ -85,6 +88,9 @@ class ScriptedModel:
             position, pyramid = state.position + len(row), state.pyramid.extended(values)
             after.append(SessionState(position, {"memory.0": memory}, pyramid=pyramid))
         return after, Trace(means, np.ones(chunks.shape[:2]), each if per_token else None)
+
+    def commit_beside(self, states: Sequence[SessionState], tokens: Tensor) -> Commit:
+        return Made(*self.prefill(states, tokens))
 
     def open_chunk(self, states: Sequence[SessionState]) -> tuple[Tensor, list[OpenChunk]]:
         self._wait()
