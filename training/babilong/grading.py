@@ -35,4 +35,5 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     share, square = right / count, Z * Z / count
     centre = (share + square / 2) / (1 + square)
     half = Z * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At its ends the interval begins or ends there: by rounding it would just miss its own share.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))

@@ -39,3 +39,6 @@ def test_wilsons_interval() -> None:
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson(29, 29) == pytest.approx((0.8830, 1.0), abs=1e-4)
+    # A plot's bars reach from the share to the ends, and none is negative: not by rounding either.
+    for count in range(1, 300):
+        assert wilson(0, count)[0] == 0 and wilson(count, count)[1] == 1
