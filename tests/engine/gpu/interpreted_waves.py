@@ -19,6 +19,7 @@ from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.gpu import reading, schedule, wave
 from mnemosyne.engine.gpu.model import GpuTitans
 from mnemosyne.engine.model import Titans
+from mnemosyne.engine.runner import Decoding, Runner
 from mnemosyne.engine.state import SessionState
 from mnemosyne.engine.trace import Trace
 from mnemosyne.kernels.triton import rows, support
@@ -180,10 +181,9 @@ def test_what_is_not_finite_stays_with_its_session() -> None:
     assert same_bits(got[1], alone)
 
 
-@pytest.mark.parametrize("config", [tiny("mac", head_dim=64), tiny("mag", head_dim=64)], ids=["mac", "mag"])
-def test_a_commit_beside_decode_has_the_bits_of_prefill(config: ModelConfig) -> None:
+def test_a_commit_beside_decode_has_the_bits_of_prefill() -> None:
     """It is launched by the decode of another session, or when its result is asked for."""
-    model, gpu = made(config)
+    model, gpu = made(tiny("mac", head_dim=64))
     *states, other = sessions(model, [(3, 0), (0, 0), (1, 2)])
     before, tokens = [state.digest() for state in states], text(2, 1)
     want, expected = gpu.prefill(states, tokens)
@@ -219,3 +219,30 @@ def test_what_a_launch_raises_is_told_by_the_commit_alone(monkeypatch: pytest.Mo
     (want,), _ = gpu.prefill([state], text(1, 1))
     again = gpu.commit_beside([state], text(1, 1))
     assert same_bits(again.result()[0][0], want)
+
+
+def test_a_session_whose_chunk_is_committed_beside_another_decodes_as_alone() -> None:
+    model, gpu = made(tiny("lmm", layers=1))
+    base = sessions(model, [(1, 0), (0, 0)])
+    states = [pending(base[0], 15, 0), pending(base[1], 2, 1)]
+
+    def decoded(some: Sequence[SessionState]) -> tuple[list[list[Tensor]], int]:
+        """Logits of four turns of each, and how many turns were missed."""
+        runner, rows, missed = Runner(gpu), [Decoding(state) for state in some], 0
+        logits: list[list[Tensor]] = [[] for _ in rows]
+        while any(len(told) < 4 for told in logits):
+            for row, told, outcome in zip(rows, logits, runner.decode(rows), strict=True):
+                if outcome is None:
+                    missed += 1
+                    continue
+                assert isinstance(outcome, np.ndarray), outcome
+                told.append(torch.from_numpy(outcome))
+                row.next = int(outcome.argmax())
+        return logits, missed
+
+    together, missed = decoded(states)
+    assert missed == 1
+    for state, logits in zip(states, together, strict=True):
+        (alone,), missed = decoded([state])
+        assert missed == 0
+        assert all(torch.equal(*pair) for pair in zip(alone[:4], logits[:4], strict=True))
