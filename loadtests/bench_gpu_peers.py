@@ -51,7 +51,7 @@ def measure_ours(subject: Subject, plan: Plan) -> Ours:
             begun = [subject.model.initial_state()]
             speeds.append(length / read_on(subject, begun, ids, plan.piece, float("inf")).seconds)
         prefill[length] = sorted(speeds)[1]
-    decode, _ = speed_of(subject, plan.peer_batch, plan.peer_context, plan.steps)
+    decode = speed_of(subject, plan.peer_batch, plan.peer_context, plan.steps).tokens
     config = subject.config
     return Ours(subject.name, config.dim, config.vocab_size, subject.parameters, prefill, decode)
 
