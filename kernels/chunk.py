@@ -79,16 +79,6 @@ def learn_chunk(
     return memory, momentum, factors
 
 
-def ends(decay: Decays) -> tuple[list[Tensor], list[Tensor]]:
-    """All that moves the state: of each chunk's last token the scalars A, and F and E, `[..., n]`, and the
-    rows w, and s, `[..., n, L]`."""
-    scalars, rows = [decay.A[..., -1]], [decay.G[..., -1, :]]
-    if decay.past is not None:
-        scalars += [decay.past.F[..., -1], decay.past.E[..., -1]]
-        rows += [decay.past.P[..., -1, :]]
-    return scalars, rows
-
-
 def scan(
     k: Tensor,
     v: Tensor,
@@ -117,9 +107,9 @@ def scan(
     N = B * H
     M = [m.reshape(N, *m.shape[2:]) for m in memory]
     S = [s.reshape(N, *s.shape[2:]) for s in momentum]
-    scalars, rows = ends(decay)
-    scalar = torch.stack(scalars, -1).reshape(N, len(M), n, len(scalars))
-    row = torch.stack(rows, -1).reshape(N, len(M), n, L, len(rows))
+    scalars, rows = decay.end
+    scalar = scalars.reshape(N, len(M), n, -1)
+    row = rows.transpose(-1, -2).reshape(N, len(M), n, L, -1)
     ks, vs = k.reshape(N, n, L, d), v.reshape(N, n, L, d)
     limits = None if threshold is None else threshold.reshape(N, n, L)
     starts: list[list[Tensor]] = [[] for _ in M]
@@ -159,6 +149,10 @@ def read(q: Tensor, decay: Decays, scanned: Scan, rule: MemoryRule) -> Tensor:
         from mnemosyne.kernels.triton.read import read as launch
 
         return launch(q, decay, scanned, rule)
+    if _trains_on_device(q, scanned.memory, rule):
+        from mnemosyne.kernels.triton.train_read import read as train
+
+        return train(q, decay, scanned, rule)
     B, H, n, L, d = q.shape
     x = q.to(scanned.norms.dtype).reshape(B * H * n, L, d)
     first = x

@@ -76,6 +76,15 @@ class Past(NamedTuple):
     """`[..., L, L]`: theta_j E_t / E_j, token j's weight in S after token t."""
 
 
+class End(NamedTuple):
+    """All of a chunk's decays that moves the state: those of its last token."""
+
+    scalars: Tensor
+    """`[..., 1 or 3]`: A, and F and E."""
+    rows: Tensor
+    """`[..., 1 or 2, L]`: the last row of G, w, and of P, s."""
+
+
 class Decays(NamedTuple):
     """Per chunk of L tokens; leading dimensions are those of the gates."""
 
@@ -85,6 +94,18 @@ class Decays(NamedTuple):
     """`[..., L, L]`: weight of token j's gradient in M after token t; lower triangular."""
     past: Past | None
     """None: the rule has no momentum, S is nothing and isn't kept."""
+    own_end: End | None = None
+    """``end``, where it was made with the rest: a gradient that comes back through it is a row's alone."""
+
+    @property
+    def end(self) -> End:
+        if self.own_end is not None:
+            return self.own_end
+        scalars, rows = [self.A[..., -1]], [self.G[..., -1, :]]
+        if self.past is not None:
+            scalars += [self.past.F[..., -1], self.past.E[..., -1]]
+            rows += [self.past.P[..., -1, :]]
+        return End(torch.stack(scalars, -1), torch.stack(rows, -2))
 
 
 def _ratios(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,6 +143,10 @@ def decays(gates: Gates) -> Decays:
             from mnemosyne.kernels.triton.decay import decays as launch
 
             return launch(gates)
+    if _trains_on_device(gates.theta):
+        from mnemosyne.kernels.triton.train_decay import decays as train
+
+        return train(gates)
     theta, alpha = gates.theta, gates.alpha
     keep, A = _ratios(torch.ones_like(theta) if alpha is None else 1 - alpha)
     weight = theta.unsqueeze(-2)
@@ -133,3 +158,13 @@ def decays(gates: Gates) -> Decays:
     C = torch.bmm(keep.reshape(flat), carry.reshape(flat)).view(shape)
     F = torch.matmul(keep, E.unsqueeze(-1)).squeeze(-1)
     return Decays(A, C * weight, Past(F, E, carry * weight))
+
+
+def _trains_on_device(theta: Tensor) -> bool:
+    """Whether the differentiable kernels make the decays of gates like ``theta``: on a GPU, with
+    gradients."""
+    if not theta.is_cuda or not torch.is_grad_enabled():
+        return False
+    from mnemosyne.kernels.triton import train_support
+
+    return train_support.takes(theta)

@@ -7,43 +7,23 @@ consumes what is returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemosyne.kernels.chunk import Scan, ends
+from mnemosyne.kernels.chunk import Scan
 from mnemosyne.kernels.gates import Decays
 from mnemosyne.kernels.rules.rule import MemoryRule
-from mnemosyne.kernels.triton.support import PRECISIONS
 from mnemosyne.kernels.triton.train_back import state_gradient_kernel, token_gradient_kernel
 from mnemosyne.kernels.triton.train_learn import learn_kernel
+from mnemosyne.kernels.triton.train_support import Form, form_of
 
 LEARN = {"num_warps": 4, "num_stages": 2}
 STATE_GRADIENT = {"num_warps": 8, "num_stages": 2}
 TOKEN_GRADIENT = {"num_warps": 8, "num_stages": 1}
 """Of each kernel; bits depend on it."""
-
-
-class Form(NamedTuple):
-    """What the kernels are made for, beside the sizes."""
-
-    momentum: bool
-    residual: bool
-    norm: bool
-    clip: float | None
-    precision: str
-    """How products take their fp32 operands."""
-
-    def constants(self) -> dict[str, Any]:
-        return {
-            "MOMENTUM": self.momentum,
-            "RESIDUAL": self.residual,
-            "NORM": self.norm,
-            "CLIP": self.clip is not None,
-            "PRECISION": self.precision,
-        }
 
 
 def _made(beside: Tensor, *shape: int) -> Tensor:
@@ -93,6 +73,7 @@ class _Scan(torch.autograd.Function):
             form.clip or 0.0,
             D=d,
             L=L,
+            CLIP=form.clip is not None,
             **form.constants(),
             **LEARN,
         )
@@ -113,7 +94,7 @@ class _Scan(torch.autograd.Function):
         g_rstd = g_norms if g_rstd is None else g_rstd
         g_ends, g_memory = _like(starts), _like(end_m)
         g_momentum = None if end_s is None else _like(end_s)
-        constants = {"D": d, "L": L, **form.constants()}
+        constants = {"D": d, "L": L, "CLIP": form.clip is not None, **form.constants()}
         state_gradient_kernel[(B * H,)](
             k,
             v,
@@ -173,14 +154,6 @@ def scan(
     """``chunk.scan`` for what ``train_support.missing`` has nothing against, differentiable once."""
     k, v, kept = (x.to(torch.float32).contiguous() for x in (k, v, memory[0]))
     carried = momentum[0].to(torch.float32).contiguous() if momentum else None
-    scalars, rows = (torch.stack(x, 4).squeeze(2) for x in ends(decay))
-    shape = rule.architecture
-    form = Form(bool(momentum), shape.residual, shape.norm, rule.algorithm.clip, precision())
-    end_m, end_s, starts, deltas, norms, rstd = _Scan.apply(k, v, scalars, rows, kept, carried, form)
+    scalars, rows = (x.squeeze(2).contiguous() for x in decay.end)
+    end_m, end_s, starts, deltas, norms, rstd = _Scan.apply(k, v, scalars, rows, kept, carried, form_of(rule))
     return Scan([end_m], [] if end_s is None else [end_s], [starts], [k], [deltas], norms.unsqueeze(2), rstd)
-
-
-def precision() -> str:
-    """Of products of fp32 operands: in one pass of the tensor cores where torch may do so, else as exact as
-    elsewhere."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else PRECISIONS[torch.float32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,3 +29,37 @@ def missing(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> str | None
     if not support.takes(memory[0]):
         return support.NOWHERE
     return None
+
+
+def takes(theta: Tensor) -> bool:
+    """Whether the decays of gates like ``theta`` `[..., L]` can be made with gradients on its device."""
+    return theta.shape[-1] in LENGTHS and support.takes(theta)
+
+
+def precision() -> str:
+    """Of products of fp32 operands: in one pass of the tensor cores where torch may do so, else as exact as
+    elsewhere."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else support.PRECISIONS[torch.float32]
+
+
+class Form(NamedTuple):
+    """What kernels are made for, beside the sizes."""
+
+    momentum: bool
+    residual: bool
+    norm: bool
+    clip: float | None
+    precision: str
+
+    def constants(self) -> dict[str, Any]:
+        return {
+            "MOMENTUM": self.momentum,
+            "RESIDUAL": self.residual,
+            "NORM": self.norm,
+            "PRECISION": self.precision,
+        }
+
+
+def form_of(rule: MemoryRule) -> Form:
+    shape = rule.architecture
+    return Form(rule.algorithm.momentum, shape.residual, shape.norm, rule.algorithm.clip, precision())

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from mnemosyne.engine.model import Titans
-from mnemosyne.kernels import chunk
+from mnemosyne.kernels import chunk, gates
 from mnemosyne.training.feed import Arrays
 from mnemosyne.training.settings import Settings
 from mnemosyne.training.step import Step
 from tests.kernels.triton.cases import Shape, make_case
-from tests.kernels.triton.train_cases import differences, differentiated, fused, looped
+from tests.kernels.triton.train_cases import differences, worst
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,6 +29,12 @@ SETTINGS = {
         layers=2, dim=128, depth=1, norm=False, residual=False, variant="mal", rule="gated_delta"
     ),
 }
+SHAPES = [
+    *(Shape(depth=1, chunk=n, chunks=5, sessions=3, norm=False, clip=16.0) for n in (16, 32, 64)),
+    Shape(depth=1, chunks=3, clip=60.0),
+    Shape(depth=1, head_dim=32, chunks=3, residual=False, clip=None),
+    Shape("gated_delta", 1, chunks=3, residual=False, norm=False, clip=12.0),
+]
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Relative, of each parameter's gradient."""
 TOKENS = (4, 512)
@@ -77,7 +83,8 @@ def products(compute: torch.dtype) -> Iterator[None]:
 
 
 def without_kernels(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chunk, "_trains_on_device", lambda *_: False)
+    for module in (chunk, gates):
+        patch.setattr(module, "_trains_on_device", lambda *_: False)
 
 
 @pytest.mark.parametrize("compute", BOUNDS, ids=str)
@@ -129,15 +136,9 @@ def test_a_graph_of_it_has_the_same_gradients(compute: torch.dtype) -> None:
     assert max(found.values()) < BOUNDS[compute] / 10, found
 
 
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("chunk_length", [16, 32, 64])
-def test_the_scan_has_the_gradients_of_the_loop(chunk_length: int, norm: bool) -> None:
-    case = make_case(
-        Shape(depth=1, chunk=chunk_length, chunks=5, sessions=3, norm=norm, clip=60.0 if norm else 16.0)
-    )
-    right = differentiated(looped, case.map(lambda x: x.double()))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("part", ["decays", "scan", "read"])
+def test_each_part_has_the_gradients_of_the_reference(part: str, shape: Shape) -> None:
     with products(torch.float32):
-        made = differentiated(fused, case.map(lambda x: x.cuda()))
-    for got, want in zip(made, right, strict=True):
-        found = differences({name: x.cpu() for name, x in got.items()}, want)
-        assert max(found.values()) < 1e-4, found
+        error, where = worst(part, make_case(shape), lambda x: x.cuda())
+    assert error < 1e-4, where
