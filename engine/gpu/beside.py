@@ -82,7 +82,7 @@ class Streamed:
                 blob.record_stream(stream)
             # What comes later on the stream that computes isn't waited for.
             self._ready, self._end = torch.cuda.Event(), torch.cuda.Event()
-            self._ready.record()
+            self._ready.record(torch.cuda.current_stream(device))
         self._launched = False
         self._told: Told | None = None
         self._error: Exception | None = None
