@@ -91,8 +91,8 @@ class Rows(ABC):
         target = np.take_along_axis(batch.tokens, at + 1, 1).astype(np.int64)
         running = np.take_along_axis(batch.text, at + 1, 1).astype(np.float32)
         running[:, :answers] = 0.0
-        distance, task = (np.take_along_axis(x, at + 1, 1) for x in (batch.distance, batch.task))
-        return Targets(at, target, weight, running, distance, task)
+        distance = np.take_along_axis(batch.distance, at + 1, 1)
+        return Targets(at, target, weight, running, distance, np.take_along_axis(batch.task, at + 1, 1))
 
     def ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
