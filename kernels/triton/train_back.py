@@ -143,6 +143,7 @@ def token_gradient_kernel(
     starts,
     deltas,
     norms,
+    g_inputs,
     g_deltas,
     g_norms,
     g_rstds,
@@ -183,7 +184,7 @@ def token_gradient_kernel(
     tl.store(g_v + cell * L * D + at, -2.0 * g_slope)
     k_norm = length(kt)
     along = tl.where(k_norm > 0.0, g_length / tl.where(k_norm > 0.0, k_norm, 1.0), 0.0)
-    g_kt = along[:, None] * kt
+    g_kt = tl.load(g_inputs + cell * L * D + at) + along[:, None] * kt
     if RESIDUAL:
         g_kt += 2.0 * g_slope
     g_kt = tl.dot(g_z, M, g_kt, input_precision=PRECISION)

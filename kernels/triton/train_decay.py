@@ -182,7 +182,9 @@ def gate_gradient_kernel(
         tl.store(g_alpha + at, -found)
 
 
-LAUNCH = {"num_warps": 8, "num_stages": 1}
+DECAY = {"num_warps": 8, "num_stages": 1}
+GATE_GRADIENT = {"num_warps": 8, "num_stages": 1}
+"""Bits depend on them."""
 
 
 def _made(beside: Tensor, *shape: int) -> Tensor:
@@ -216,7 +218,7 @@ class _Decays(torch.autograd.Function):
             MOMENTUM=eta is not None,
             FORGETS=alpha is not None,
             PRECISION=precision(),
-            **LAUNCH,
+            **DECAY,
         )
         ctx.save_for_backward(theta, eta, alpha)
         ctx.set_materialize_grads(False)
@@ -251,7 +253,7 @@ class _Decays(torch.autograd.Function):
             FORGETS=alpha is not None,
             WHOLE_P=g_P is not None,
             PRECISION=precision(),
-            **LAUNCH,
+            **GATE_GRADIENT,
         )
         return tuple(found)
 

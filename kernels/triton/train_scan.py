@@ -36,9 +36,9 @@ def _like(x: Tensor) -> Tensor:
 
 class _Scan(torch.autograd.Function):
     """``k``, ``v`` `[B, H, n, L, d]`, ``scalars`` `[B, H, n, 1 or 3]`, ``rows`` `[B, H, n, 1 or 2, L]`, the
-    memory and the momentum `[B, H, d, d]`, all contiguous and fp32; to the ends of both, starts, deltas,
-    norms `[B, H, n, L]`, and rstd likewise. Without momentum, or norm, another tensor stands in for what
-    isn't there, untouched, for a kernel needs every pointer."""
+    memory and the momentum `[B, H, d, d]`, all contiguous and fp32; to the ends of both, starts, inputs,
+    deltas, norms `[B, H, n, L]`, and rstd likewise. Without momentum, or norm, another tensor stands in for
+    what isn't there, untouched, for a kernel needs every pointer."""
 
     @staticmethod
     def forward(
@@ -79,7 +79,7 @@ class _Scan(torch.autograd.Function):
         )
         ctx.form = form
         ctx.save_for_backward(k, v, scalars, rows, starts, end_m, end_s, deltas, norms)
-        return end_m, end_s, starts, deltas, norms, rstd
+        return end_m, end_s, starts, k.view_as(k), deltas, norms, rstd
 
     @staticmethod
     @once_differentiable
@@ -87,7 +87,7 @@ class _Scan(torch.autograd.Function):
         form: Form = ctx.form
         k, v, scalars, rows, starts, end_m, end_s, deltas, norms = ctx.saved_tensors
         B, H, n, L, d = k.shape
-        g_end_m, g_end_s, g_starts, g_deltas, g_norms, g_rstd = (
+        g_end_m, g_end_s, g_starts, g_inputs, g_deltas, g_norms, g_rstd = (
             None if x is None else x.contiguous() for x in gradients
         )
         assert g_norms is not None
@@ -128,6 +128,7 @@ class _Scan(torch.autograd.Function):
             starts,
             deltas,
             norms,
+            g_inputs,
             g_deltas,
             g_norms,
             g_rstd,
@@ -155,5 +156,9 @@ def scan(
     k, v, kept = (x.to(torch.float32).contiguous() for x in (k, v, memory[0]))
     carried = momentum[0].to(torch.float32).contiguous() if momentum else None
     scalars, rows = (x.squeeze(2).contiguous() for x in decay.end)
-    end_m, end_s, starts, deltas, norms, rstd = _Scan.apply(k, v, scalars, rows, kept, carried, form_of(rule))
-    return Scan([end_m], [] if end_s is None else [end_s], [starts], [k], [deltas], norms.unsqueeze(2), rstd)
+    end_m, end_s, starts, inputs, deltas, norms, rstd = _Scan.apply(
+        k, v, scalars, rows, kept, carried, form_of(rule)
+    )
+    return Scan(
+        [end_m], [] if end_s is None else [end_s], [starts], [inputs], [deltas], norms.unsqueeze(2), rstd
+    )
