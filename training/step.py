@@ -47,16 +47,17 @@ class Step:
         decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and n.endswith(("weight",))]
         chosen = {id(p) for p in decayed}
         plain = [p for p in model.parameters() if id(p) not in chosen]
-        graphed = self.device.type == "cuda"
+        # A MAC asks its device whether a segment has ended, which no graph can hold.
+        self._graphed = self.device.type == "cuda" and model.config.variant != "mac"
         self.lr = torch.tensor(0.0, device=self.device)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": settings.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
             ],
-            lr=self.lr if graphed else 0.0,
+            lr=self.lr if self._graphed else 0.0,
             betas=(0.9, 0.95),
-            capturable=graphed,
+            capturable=self._graphed,
         )
         self.names = metric_names(settings.layers)
         self._sum = torch.zeros(len(self.names), device=self.device)
@@ -72,7 +73,7 @@ class Step:
         if shape not in self._graphs:
             self._graphs.clear()  # one shape at a time: the last one's memory is given back
             self._inputs = [a.to(self.device) for a in arrays]
-            self._graphs[shape] = self._capture() if self.device.type == "cuda" else self._compute
+            self._graphs[shape] = self._capture() if self._graphed else self._compute
         for mine, given in zip(self._inputs, arrays, strict=True):
             mine.copy_(given)
         self.lr.fill_(lr)

@@ -28,9 +28,10 @@ def learning_rate(settings: Settings, step: int, elapsed: float) -> float:
     return settings.lr * min(1.0, (step + 1) / settings.warmup) * max(0.01, falling)
 
 
-def build(settings: Settings) -> Titans:
+def build(settings: Settings, device: torch.device | None = None) -> Titans:
+    """The model to be trained, on a GPU where there is one and no device is named."""
     torch.manual_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = Titans(settings.model).to(device)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
