@@ -76,7 +76,7 @@ SETTINGS = {
         chunk=64,
         length=1024,
         noise=40.0,
-        steps=800,
+        steps=1200,
         step_tokens=16384,
         judged=256,
         workers=12,
@@ -113,7 +113,7 @@ class Change:
             "theta_max": 0.5,
             "clip": 16.0,
         }
-        return RunSettings(**{**base, **self.settings})
+        return RunSettings(**(base | dict(self.settings)))
 
 
 def changes(s: Setting) -> list[Change]:
