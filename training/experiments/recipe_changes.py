@@ -78,7 +78,7 @@ SETTINGS = {
         noise=40.0,
         steps=1200,
         step_tokens=16384,
-        judged=256,
+        judged=768,
         workers=12,
         bf16=True,
     ),

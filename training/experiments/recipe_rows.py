@@ -18,8 +18,8 @@ from mnemosyne.training.settings import Settings
 
 TOGETHER = 25
 """Batches that one worker makes with one seed."""
-JUDGED_TOGETHER = 16
-"""Rows in a batch that is judged."""
+JUDGED_TOGETHER = 32
+"""Rows in a batch that is judged, at most."""
 UNSEEN = 1_000_003
 """Seed of the rows that runs are judged by."""
 
@@ -49,4 +49,5 @@ def _validation(settings: Settings, rows: int, length: int, noise: float) -> lis
     held_out = corpus.load(settings.data, "held_out")
     tokenizer = Tokenizer.from_file(str(settings.tokenizer))
     made = StoryRows(tokenizer, [(held_out, 1.0)], UNSEEN, stories)
-    return [draw(made, JUDGED_TOGETHER * length, length, noise) for _ in range(-(-rows // JUDGED_TOGETHER))]
+    together = min(rows, JUDGED_TOGETHER)
+    return [draw(made, together * length, length, noise) for _ in range(-(-rows // together))]
