@@ -95,7 +95,7 @@ def test_every_change_trains_and_is_judged(sources: Sources) -> None:
     base = sources.settings(ALL[BASE], TINY)
     with ThreadPoolExecutor(1) as threads:
         rows = recipe_rows.trained(threads, base, 2)
-        judged = recipe_rows.judged(threads, base, [(4, 128, 2.0), (1, 256, 4.0)])
+        judged = recipe_rows.judged(threads, base, [(16, 128, 2.0), (8, 256, 4.0)])
     for name, change in ALL.items():
         found = recipe_run.run(sources.settings(change, TINY), CPU, rows, judged, TINY.far)
         assert len(found["curve"]) == 2 and found["lost"] == 0 and found["speed"] > 0, name
