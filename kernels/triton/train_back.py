@@ -12,6 +12,7 @@ import triton.language as tl
 from mnemosyne.kernels.triton.network import length, normalize
 from mnemosyne.kernels.triton.train_learn import chunk_end
 from mnemosyne.kernels.triton.train_network import through_clip, through_moments, through_norm
+from mnemosyne.kernels.triton.train_operand import operand
 
 
 @triton.jit
@@ -42,16 +43,18 @@ def _to_product(
 ):
     """From the gradients of M and S at a chunk's end to those of z = k M^T, of the loss' slope and of |k|.
     Also delta."""
-    delta = tl.load(deltas + cell * L * D + at)
+    delta = operand(tl.load(deltas + cell * L * D + at), PRECISION)
     g_delta = tl.load(g_deltas + cell * L * D + at)
-    g_delta = tl.dot(-w[:, None] * kt, tl.trans(g_m), g_delta, input_precision=PRECISION)
+    weighted = operand(-w[:, None] * kt, PRECISION)
+    g_delta = tl.dot(weighted, operand(tl.trans(g_m), PRECISION), g_delta, input_precision=PRECISION)
     if MOMENTUM:
-        g_delta = tl.dot(-s[:, None] * kt, tl.trans(g_s), g_delta, input_precision=PRECISION)
+        weighted = operand(-s[:, None] * kt, PRECISION)
+        g_delta = tl.dot(weighted, operand(tl.trans(g_s), PRECISION), g_delta, input_precision=PRECISION)
     norm = tl.load(norms + cell * L + row)
     g_norm = tl.load(g_norms + cell * L + row)
     g_e, g_length, e = through_clip(g_delta, delta, norm, g_norm, length(kt), clip, CLIP)
     if NORM:
-        out, rstd = normalize(tl.dot(kt, tl.trans(M), input_precision=PRECISION), D)
+        out, rstd = normalize(tl.dot(kt, tl.trans(operand(M, PRECISION)), input_precision=PRECISION), D)
         error = out - tl.load(v + cell * L * D + at)
         if RESIDUAL:
             error += kt
@@ -61,7 +64,7 @@ def _to_product(
     else:
         g_slope = g_e
         g_z = 2.0 * g_e
-    return g_z, g_slope, g_length, delta
+    return operand(g_z, PRECISION), g_slope, g_length, delta
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -116,7 +119,7 @@ def state_gradient_kernel(
         tl.store(g_ends + start, g_m)
         if MOMENTUM:
             tl.store(g_ends + start + SIZE, g_s)
-        kt = tl.load(k + cell * L * D + at)
+        kt = operand(tl.load(k + cell * L * D + at), PRECISION)
         M = tl.load(starts + start)
         w, s, a, f, e = chunk_end(scalars, rows, cell, row, L, MOMENTUM)
         g_z, _, _, _ = _to_product(
@@ -170,12 +173,12 @@ def token_gradient_kernel(
     d = tl.arange(0, D)
     at = row[:, None] * D + d[None, :]
     start = cell * PARTS * SIZE + d[:, None] * D + d[None, :]
-    kt = tl.load(k + cell * L * D + at)
-    M = tl.load(starts + start)
-    g_m = tl.load(g_ends + start)
+    kt = operand(tl.load(k + cell * L * D + at), PRECISION)
+    M = operand(tl.load(starts + start), PRECISION)
+    g_m = operand(tl.load(g_ends + start), PRECISION)
     g_s = g_m
     if MOMENTUM:
-        g_s = tl.load(g_ends + start + SIZE)
+        g_s = operand(tl.load(g_ends + start + SIZE), PRECISION)
     w, s, _, _, _ = chunk_end(scalars, rows, cell, row, L, MOMENTUM)
     g_z, g_slope, g_length, delta = _to_product(
         g_m, g_s, kt, w, s, M, v, deltas, norms, g_deltas, g_norms, g_rstds, cell, row, at, clip,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mnemosyne.kernels.gates import Decays, End, Gates, Past
+from mnemosyne.kernels.triton.train_operand import operand
 from mnemosyne.kernels.triton.train_support import precision
 
 
@@ -109,7 +110,7 @@ def decay_kernel(
         tl.store(F + at, reached)
         tl.store(scalars + cell * 3 + 1 + t * 0, reached, mask=last)
         tl.store(scalars + cell * 3 + 2 + t * 0, left, mask=last)
-        keep = tl.dot(keep, carry, input_precision=PRECISION)
+        keep = tl.dot(operand(keep, PRECISION), operand(carry, PRECISION), input_precision=PRECISION)
         carry *= weight
         tl.store(P + pair, carry)
         tl.store(rows + cell * 2 * L + L + t, tl.sum(tl.where(last[:, None], carry, 0.0), 0))
@@ -156,19 +157,20 @@ def gate_gradient_kernel(
         reset, logs, count = _running(carry_factor)
         carry = _ratios(logs, count, 0, L)
         left = _whole(logs, count, 0)
-        g_weight = tl.sum(g_keep * tl.dot(keep, carry, input_precision=PRECISION), 0)
-        g_both = g_keep * weight
+        left_operand, right_operand = operand(keep, PRECISION), operand(carry, PRECISION)
+        g_weight = tl.sum(g_keep * tl.dot(left_operand, right_operand, input_precision=PRECISION), 0)
+        g_both = operand(g_keep * weight, PRECISION)
         g_carry = tl.where(last[:, None], tl.load(g_rows + cell * 2 * L + L + t)[None, :], 0.0)
         if WHOLE_P:
             g_carry += tl.load(g_P + pair)
         g_weight += tl.sum(g_carry * carry, 0)
-        g_carry = tl.dot(tl.trans(keep), g_both, g_carry * weight, input_precision=PRECISION)
+        g_carry = tl.dot(tl.trans(left_operand), g_both, g_carry * weight, input_precision=PRECISION)
         g_reached = tl.load(g_F + at) + tl.where(last, tl.load(g_scalars + cell * 3 + 1), 0.0)
         g_left = tl.load(g_E + at) + tl.where(last, tl.load(g_scalars + cell * 3 + 2), 0.0)
         g_left += tl.sum(keep * g_reached[:, None], 0)
         found = _through_products(g_carry, g_left, carry_factor, carry, reset, logs, count, L)
         tl.store(g_eta + at, found)
-        g_keep = tl.dot(g_both, tl.trans(carry), input_precision=PRECISION)
+        g_keep = tl.dot(g_both, tl.trans(right_operand), input_precision=PRECISION)
         g_keep += g_reached[:, None] * left[None, :]
     else:
         g_weight = tl.sum(g_keep * keep, 0)

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from mnemosyne.kernels.triton.network import clip_factor, length, output_delta
 from mnemosyne.kernels.triton.scan import SILENT
+from mnemosyne.kernels.triton.train_operand import operand
 
 
 @triton.jit
@@ -69,10 +70,10 @@ def learn_kernel(
         tl.store(starts + cell * PARTS * SIZE + square, M)
         if MOMENTUM:
             tl.store(starts + cell * PARTS * SIZE + SIZE + square, S)
-        kt = tl.load(k + cell * L * D + at)
+        kt = operand(tl.load(k + cell * L * D + at), PRECISION)
         vt = tl.load(v + cell * L * D + at)
         w, s, a, f, e = chunk_end(scalars, rows, cell, row, L, MOMENTUM)
-        z = tl.dot(kt, tl.trans(M), input_precision=PRECISION)
+        z = tl.dot(kt, operand(tl.trans(M), PRECISION), input_precision=PRECISION)
         delta, rstd = output_delta(z, kt, vt, w, D, RESIDUAL, NORM, False)
         norm = length(delta) * length(kt)
         tl.store(norms + cell * L + row, norm)
@@ -84,8 +85,10 @@ def learn_kernel(
         kept = a * M
         if MOMENTUM:
             kept += f * S
-            S = _settle(tl.dot(tl.trans(-s[:, None] * delta), kt, e * S, input_precision=PRECISION))
-        M = _settle(tl.dot(tl.trans(-w[:, None] * delta), kt, kept, input_precision=PRECISION))
+            stored = operand(tl.trans(-s[:, None] * delta), PRECISION)
+            S = _settle(tl.dot(stored, kt, e * S, input_precision=PRECISION))
+        stored = operand(tl.trans(-w[:, None] * delta), PRECISION)
+        M = _settle(tl.dot(stored, kt, kept, input_precision=PRECISION))
     tl.store(end_m + p * SIZE + square, M)
     if MOMENTUM:
         tl.store(end_s + p * SIZE + square, S)

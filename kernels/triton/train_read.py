@@ -16,6 +16,7 @@ from mnemosyne.kernels.gates import Decays
 from mnemosyne.kernels.rules.rule import MemoryRule
 from mnemosyne.kernels.triton.network import normalize
 from mnemosyne.kernels.triton.train_network import through_moments
+from mnemosyne.kernels.triton.train_operand import operand
 from mnemosyne.kernels.triton.train_support import Form, form_of
 
 
@@ -45,21 +46,22 @@ def read_kernel(
     d = tl.arange(0, D)
     at = cell * L * D + t[:, None] * D + d[None, :]
     start = starts + cell * PARTS * SIZE + d[:, None] * D + d[None, :]
-    qt = tl.load(q + at)
-    kt = tl.load(k + at)
+    qt = operand(tl.load(q + at), PRECISION)
+    kt = operand(tl.load(k + at), PRECISION)
     scores = tl.dot(qt, tl.trans(kt), input_precision=PRECISION)
     scores *= tl.load(G + cell * L * L + t[:, None] * L + t[None, :])
-    z = tl.load(A + cell * L + t)[:, None] * tl.dot(qt, tl.trans(tl.load(start)), input_precision=PRECISION)
+    stood = operand(tl.load(start), PRECISION)
+    z = tl.load(A + cell * L + t)[:, None] * tl.dot(qt, tl.trans(stood), input_precision=PRECISION)
     if MOMENTUM:
-        z += tl.load(F + cell * L + t)[:, None] * tl.dot(
-            qt, tl.trans(tl.load(start + SIZE)), input_precision=PRECISION
-        )
-    z = tl.dot(-scores, tl.load(deltas + at), z, input_precision=PRECISION)
+        stood = operand(tl.load(start + SIZE), PRECISION)
+        z += tl.load(F + cell * L + t)[:, None] * tl.dot(qt, tl.trans(stood), input_precision=PRECISION)
+    delta = operand(tl.load(deltas + at), PRECISION)
+    z = tl.dot(operand(-scores, PRECISION), delta, z, input_precision=PRECISION)
     if NORM:
         z, rstd = normalize(z, D)
         tl.store(rstds + cell * L + t, rstd)
     if RESIDUAL:
-        z += qt
+        z += tl.load(q + at)
     tl.store(y + at, z)
 
 
@@ -98,7 +100,7 @@ def read_gradient_kernel(
     at = cell * L * D + t[:, None] * D + d[None, :]
     pair = cell * L * L + t[:, None] * L + t[None, :]
     start = cell * PARTS * SIZE + d[:, None] * D + d[None, :]
-    qt = tl.load(q + at)
+    qt = operand(tl.load(q + at), PRECISION)
     g_z = tl.load(g_y + at)
     g_qt = tl.zeros([L, D], tl.float32)
     if RESIDUAL:
@@ -106,29 +108,34 @@ def read_gradient_kernel(
     if NORM:
         out = tl.load(y + at)
         if RESIDUAL:
-            out -= qt
+            out -= tl.load(q + at)
         rstd = tl.load(rstds + cell * L + t)
         g_z = through_moments(g_z, out, rstd, 0.0 * rstd, D)
 
-    back = tl.dot(g_z, tl.load(starts + start), input_precision=PRECISION)
+    g_z = operand(g_z, PRECISION)
+    back = tl.dot(g_z, operand(tl.load(starts + start), PRECISION), input_precision=PRECISION)
     share = tl.load(A + cell * L + t)[:, None]
     g_qt += share * back
     tl.store(g_A + cell * L + t, tl.sum(back * qt, 1))
-    tl.store(g_starts + start, tl.dot(tl.trans(share * g_z), qt, input_precision=PRECISION))
+    shared = operand(tl.trans(share * g_z), PRECISION)
+    tl.store(g_starts + start, tl.dot(shared, qt, input_precision=PRECISION))
     if MOMENTUM:
-        back = tl.dot(g_z, tl.load(starts + start + SIZE), input_precision=PRECISION)
+        back = tl.dot(g_z, operand(tl.load(starts + start + SIZE), PRECISION), input_precision=PRECISION)
         share = tl.load(F + cell * L + t)[:, None]
         g_qt += share * back
         tl.store(g_F + cell * L + t, tl.sum(back * qt, 1))
-        tl.store(g_starts + start + SIZE, tl.dot(tl.trans(share * g_z), qt, input_precision=PRECISION))
+        shared = operand(tl.trans(share * g_z), PRECISION)
+        tl.store(g_starts + start + SIZE, tl.dot(shared, qt, input_precision=PRECISION))
 
-    kt = tl.load(k + at)
+    kt = operand(tl.load(k + at), PRECISION)
     scores = -tl.dot(qt, tl.trans(kt), input_precision=PRECISION)
     weight = tl.load(G + pair)
-    g_weighted = tl.dot(g_z, tl.trans(tl.load(deltas + at)), input_precision=PRECISION)
-    tl.store(g_deltas + at, tl.dot(tl.trans(scores * weight), g_z, input_precision=PRECISION))
+    delta = operand(tl.load(deltas + at), PRECISION)
+    g_weighted = tl.dot(g_z, tl.trans(delta), input_precision=PRECISION)
+    weighted = operand(tl.trans(scores * weight), PRECISION)
+    tl.store(g_deltas + at, tl.dot(weighted, g_z, input_precision=PRECISION))
     tl.store(g_G + pair, g_weighted * scores)
-    g_scores = -g_weighted * weight
+    g_scores = operand(-g_weighted * weight, PRECISION)
     tl.store(g_q + at, tl.dot(g_scores, kt, g_qt, input_precision=PRECISION))
     tl.store(g_k + at, tl.dot(tl.trans(g_scores), qt, input_precision=PRECISION))
 
