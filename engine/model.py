@@ -43,12 +43,14 @@ class Block(nn.Module):
 
 
 class Training(NamedTuple):
-    """What a training step needs of one pass over fresh sessions."""
+    """What a training step needs of one pass."""
 
     hidden: Tensor
     """`[B, T, dim]`, normed: ``logits`` takes it."""
     gates: list[Gates]
     """Per layer `[B, H, D, T]`."""
+    layers: list[State]
+    """The state after it, layer by layer."""
 
 
 class Titans(nn.Module):
@@ -77,7 +79,7 @@ class Titans(nn.Module):
         """Operand precision of dense products; while training, weights are cast on the way."""
         self.compute = compute
         for module in self.modules():
-            if isinstance(module, Dense):
+            if isinstance(module, Dense | RMSNorm):
                 module.compute = compute
 
     @property
@@ -148,17 +150,19 @@ class Titans(nn.Module):
         precision = self.master if not self.training else self.compute
         return dense(hidden, self.embedding.to(precision)).to(self.master)
 
-    def forward(self, tokens: Tensor) -> Training:
-        """Whole chunks ``tokens`` `[B, n chunk]` of fresh sessions, differentiable."""
+    def forward(self, tokens: Tensor, layers: list[State] | None = None) -> Training:
+        """Whole chunks ``tokens`` `[B, n chunk]` of sessions that begin with them, differentiable; ``layers``
+        has what they begin with where that isn't ``initial_layers``, and is changed."""
         start = torch.zeros(tokens.shape[0], dtype=torch.int64, device=self.device)
         places = Places.of(self.config, start, tokens.shape[1], self.master)
         x = self.embed(tokens)
         gates = []
-        for block, state in zip(self.blocks, self.initial_layers(tokens.shape[0]), strict=True):
+        layers = self.initial_layers(tokens.shape[0]) if layers is None else layers
+        for block, state in zip(self.blocks, layers, strict=True):
             mixed, history = block.mixer.sequence(block.norm_mixer(x), state, places)
             x = block.feed(x, mixed)
             gates.append(Gates.joined([learned.gates for learned in history]))
-        return Training(self.norm(x), gates)
+        return Training(self.norm(x), gates, layers)
 
     @torch.inference_mode()
     def prefill(

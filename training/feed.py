@@ -40,11 +40,29 @@ class Arrays(NamedTuple):
     task: NDArray[Any]
 
 
+class Before(NamedTuple):
+    """What the sessions of a batch's rows read before it (``history``)."""
+
+    tokens: NDArray[Any]
+    """`[B, T]`, now; what came earlier is in their states."""
+    restarts: NDArray[Any]
+    """`[B]`: the session begins anew with it."""
+    begins: NDArray[Any]
+    """`[B]`: the row itself begins a session, and has no history."""
+
+
 def draw(sampler: Rows, step_tokens: int, length: int, noise: float) -> Arrays:
     """A batch of about ``step_tokens`` tokens in rows of ``length``; its shapes depend on these two alone."""
     batch = sampler.batch(max(1, step_tokens // length), length, noise)
     chosen = sampler.targets(batch, answers=min(MAX_FACTS, length // 20), text=length // 8)
     return Arrays(batch.tokens.astype(np.uint16), batch.fact, *vars(chosen).values())
+
+
+def draw_before(sampler: Rows, rows: int, length: int, share: float, tokens: int) -> Before:
+    """For ``rows`` rows, a ``share`` of which has a history, of ``tokens`` tokens on average."""
+    read = np.stack([sampler.background(length) for _ in range(rows)])
+    restarts, begins = sampler.rng.random((2, rows))
+    return Before(read.astype(np.uint16), restarts < length / tokens, begins >= share)
 
 
 def sampler(settings: Settings, seed: int) -> Rows:
@@ -63,7 +81,12 @@ def _work(
 ) -> None:
     made = sampler(settings, seed)
     while True:
-        out.put(draw(made, settings.step_tokens, length.value, noise.value))
+        batch = draw(made, settings.step_tokens, length.value, noise.value)
+        before = None
+        if settings.history:
+            rows, size = batch.tokens.shape
+            before = draw_before(made, rows, size, settings.history, settings.history_tokens)
+        out.put((batch, before))
 
 
 class Feed:
@@ -91,8 +114,8 @@ class Feed:
         self._noise.value = noise
         self._length.value = length
 
-    def get(self) -> Arrays:
-        batch: Arrays = self._queue.get(timeout=120)
+    def get(self) -> tuple[Arrays, Before | None]:
+        batch: tuple[Arrays, Before | None] = self._queue.get(timeout=120)
         return batch
 
     def __exit__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mnemosyne.training.rows import Batch, Rows
@@ -20,4 +21,10 @@ class MixedRows(Rows):
         self._odds = shares / shares.sum()
 
     def row(self, out: Batch, row: int, length: int, noise: float) -> None:
-        self._makers[int(self.rng.choice(len(self._makers), p=self._odds))].row(out, row, length, noise)
+        self._one().row(out, row, length, noise)
+
+    def background(self, length: int) -> NDArray[np.int32]:
+        return self._one().background(length)
+
+    def _one(self) -> Rows:
+        return self._makers[int(self.rng.choice(len(self._makers), p=self._odds))]

@@ -94,6 +94,12 @@ class Rows(ABC):
         distance = np.take_along_axis(batch.distance, at + 1, 1)
         return Targets(at, target, weight, running, distance, np.take_along_axis(batch.task, at + 1, 1))
 
+    def background(self, length: int) -> NDArray[np.int32]:
+        """Running text alone, `[length]`."""
+        stream = self.source()
+        start = self.jump(stream, length)
+        return stream.tokens[start : start + length].astype(np.int32)
+
     def ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids

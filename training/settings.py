@@ -38,6 +38,10 @@ class Settings:
     noise: float = 0.0
     """Background tokens per fact at the start."""
     noise_max: float = 800.0
+    history: float = 0.0
+    """Share of rows whose session has read background before them, and nothing else (``history``)."""
+    history_tokens: int = 1_000_000
+    """How much of it, on average."""
     promote: float = 0.9
     """Accuracy on far answers at which noise rises."""
     lr: float = 2e-3

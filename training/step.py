@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mnemosyne.engine.memory import State
 from mnemosyne.engine.model import Titans
 from mnemosyne.training.babilong.tasks import TASKS
-from mnemosyne.training.feed import Arrays
+from mnemosyne.training.feed import Arrays, Before
+from mnemosyne.training.history import History
 from mnemosyne.training.settings import Settings
 
 OPEN = 0.01
@@ -64,18 +66,20 @@ class Step:
         self._count = 0
         self._graphs: dict[tuple[int, ...], Callable[[], Tensor]] = {}
         self._inputs: list[Tensor] = []
+        self._history: History | None = None
 
-    def __call__(self, batch: Arrays, lr: float) -> None:
-        shape = (*batch.tokens.shape, batch.at.shape[1])
-        arrays = [
-            torch.from_numpy(np.ascontiguousarray(a)) for a in batch._replace(tokens=batch.tokens.astype(int))
-        ]
+    def __call__(self, batch: Arrays, lr: float, before: Before | None = None) -> None:
+        shape = (*batch.tokens.shape, batch.at.shape[1], before is not None)
+        parts = (batch,) if before is None else (batch, before)
+        given = [array for part in parts for array in part._replace(tokens=part.tokens.astype(int))]
+        arrays = [torch.from_numpy(np.ascontiguousarray(array)) for array in given]
         if shape not in self._graphs:
             self._graphs.clear()  # one shape at a time: the last one's memory is given back
             self._inputs = [a.to(self.device) for a in arrays]
+            self._history = None if before is None else History(self.model, len(batch.tokens))
             self._graphs[shape] = self._capture() if self._graphed else self._compute
-        for mine, given in zip(self._inputs, arrays, strict=True):
-            mine.copy_(given)
+        for mine, array in zip(self._inputs, arrays, strict=True):
+            mine.copy_(array)
         self.lr.fill_(lr)
         for group in self.optimizer.param_groups:
             if not isinstance(group["lr"], Tensor):
@@ -118,7 +122,13 @@ class Step:
 
     def _compute(self) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self.losses(*self._inputs)
+        rows, before = self._inputs[: len(Arrays._fields)], self._inputs[len(Arrays._fields) :]
+        layers = None
+        if self._history is not None:
+            read, restarts, begins = before
+            self._history.read(read, restarts)
+            layers = self._history.layers(begins)
+        loss, metrics = self.losses(*rows, layers=layers)
         loss.backward()
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad = nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
@@ -138,10 +148,12 @@ class Step:
         text: Tensor,
         distance: Tensor,
         task: Tensor,
+        *,
+        layers: list[State] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss, and the metrics but for the gradient's norm."""
+        """The loss, and the metrics but for the gradient's norm; ``layers`` as ``Titans.forward`` has it."""
         s, memory = self.settings, self.model.config.memory
-        hidden, gates = self.model(tokens)
+        hidden, gates, _ = self.model(tokens, layers)
         picked = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         logits = self.model.logits(picked)
         entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(answer)

@@ -71,10 +71,10 @@ def train(settings: Settings) -> dict[str, float]:
         (settings.out / "log.jsonl").open("a", encoding="utf-8") as log,
     ):
         while (elapsed := (time.monotonic() - start) / limit) < 1:
-            batch = feed.get()
+            batch, before = feed.get()
             if batch.tokens.shape[1] < curriculum.length:
                 continue  # queued before the rows grew
-            step(batch, learning_rate(settings, count - first, elapsed))
+            step(batch, learning_rate(settings, count - first, elapsed), before)
             count += 1
             tokens += batch.tokens.size
             if count % OBSERVE_EVERY == 0:

@@ -12,9 +12,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mnemosyne.training.babilong.stories import Names, Story
+from mnemosyne.training.babilong.strays import Strays
 from mnemosyne.training.babilong.tasks import Question
 from mnemosyne.training.corpus import Stream
 from mnemosyne.training.facts import PROMPT
@@ -64,6 +67,7 @@ class StoryRows(Rows):
         if not self._stories:
             raise ValueError("there are no stories to tell")
         self._random = random.Random(seed)
+        self._strays = Strays((story for task in stories for story in task), self.ids, self.rng)
         self._pieces: dict[str, list[int]] = {}
 
     def row(self, out: Batch, row: int, length: int, noise: float) -> None:
@@ -78,7 +82,13 @@ class StoryRows(Rows):
                 follows = i > 0 and events[i - 1].question is not None
                 share[i] *= rng.choice((0.0, 0.0, 1.0)) if follows else rng.choice((0.0, 1.0, 4.0))
         total = sum(share) + rng.expovariate(10.0) + 1e-9
-        self._lay(out, row, events, [room * part / total for part in share])
+        passed = self._lay(out, row, events, [room * part / total for part in share])
+        out.text[row, self._strays.strew(out.tokens[row], passed)] = False
+
+    def background(self, length: int) -> NDArray[np.int32]:
+        tokens = super().background(length)
+        self._strays.strew(tokens, np.ones(length, np.bool_))
+        return tokens
 
     def _choose(self, length: int, own: float) -> list[Story]:
         """Stories for one row: the first as long as the row holds, more of them while there is room for their
@@ -142,8 +152,12 @@ class StoryRows(Rows):
                 line.append(_Event(told, waiting.pop(0), i == len(told.story.facts)))
         return line
 
-    def _lay(self, out: Batch, row: int, events: Sequence[_Event], gaps: Sequence[float]) -> None:
+    def _lay(
+        self, out: Batch, row: int, events: Sequence[_Event], gaps: Sequence[float]
+    ) -> NDArray[np.bool_]:
+        """Write the row; where it is background `[T]`."""
         tokens, length = out.tokens[row], out.tokens.shape[1]
+        passed = np.zeros(length, np.bool_)
         stream = self.source()
         start = self.jump(stream, length)
         at, owed = 0, 0.0
@@ -154,6 +168,7 @@ class StoryRows(Rows):
                     start = self.jump(stream, length)
                 taken = self._sentences(stream, start, owed)
                 tokens[at : at + taken] = stream.tokens[start : start + taken]
+                passed[at : at + taken] = True
                 at, start, owed = at + taken, start + taken, owed - taken
             if event.question is None:
                 fact = event.told.story.facts[len(event.told.ends)]
@@ -175,6 +190,8 @@ class StoryRows(Rows):
             out.task[row, at : at + len(answer)] = event.told.story.task
             at = self.put(tokens, at, answer + self.stop)
         tokens[at:] = stream.tokens[start : start + length - at]
+        passed[at:] = True
+        return passed
 
     def _sentences(self, stream: Stream, start: int, owed: float) -> int:
         """Tokens of the whole sentences from ``start`` on that ``owed`` tokens hold."""

@@ -122,7 +122,7 @@ def judge(model: Titans, batches: Sequence[Arrays], far: int) -> Judged:
             torch.from_numpy(np.ascontiguousarray(x)).to(model.device)
             for x in (batch.tokens.astype(int), batch.fact, batch.at, batch.target)
         )
-        hidden, gates = model(tokens)
+        hidden, gates = model(tokens)[:2]
         with torch.no_grad():
             picked = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
             logits = model.logits(picked)
