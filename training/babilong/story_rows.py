@@ -53,7 +53,8 @@ class _Event:
 
 
 class StoryRows(Rows):
-    """``stories`` are those of each task; all tasks are told equally often."""
+    """``stories`` are those of each task; all tasks are asked about equally often, so that one whose stories
+    have a single question is told more often."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class StoryRows(Rows):
         self._stories = [task for task in stories if task]
         if not self._stories:
             raise ValueError("there are no stories to tell")
+        self._often = [len(task) / sum(len(story.questions) for story in task) for task in self._stories]
         self._random = random.Random(seed)
         self._strays = Strays((story for task in stories for story in task), self.ids, self.rng)
         self._pieces: dict[str, list[int]] = {}
@@ -97,7 +99,8 @@ class StoryRows(Rows):
         chosen: list[Story] = []
         room = float(length)
         for _ in range(_TRIES):
-            story = rng.choice(rng.choice(self._stories))
+            (task,) = rng.choices(self._stories, self._often)
+            story = rng.choice(task)
             story = self._cut(story, int(room), 0.0 if not chosen else own)
             if not story.questions:
                 continue

@@ -133,6 +133,17 @@ def test_the_same_seed_makes_the_same_rows(
     assert (first == second).all() and (first != other).any()
 
 
+def test_tasks_are_asked_equally_often(tokenizer: Tokenizer, stream: Stream, stories: list[Story]) -> None:
+    """One whose stories ask once, one whose stories ask five times."""
+    once = [Story(4, s.facts[:2], tuple(q for q in s.questions if len(q.facts) == 2)[:1]) for s in stories]
+    once = [story for story in once if story.questions]
+    rows = StoryRows(tokenizer, [(stream, 1.0)], 1, [stories, once])
+    asked = rows.batch(64, 1024, 0.0).task
+    begun = (asked[:, 1:] != asked[:, :-1]) & (asked[:, 1:] > 0)
+    counts = [int((begun & (asked[:, 1:] == task)).sum()) for task in (stories[0].task, 4)]
+    assert 0.4 < counts[0] / counts[1] < 2.5
+
+
 def test_no_story_is_an_error(tokenizer: Tokenizer, stream: Stream) -> None:
     with pytest.raises(ValueError, match="no stories"):
         made(tokenizer, stream, [])
