@@ -126,6 +126,7 @@ def speed_of(subject: Subject, batch: int, context: int, steps: int) -> Speed:
     _check_alone(subject, states)
     greedy = Greedy(subject.model)
     sessions = Sessions(cast(Model, greedy), states, lambda answer: int(answer[0]))
+    del states  # the rows have them, and give them up as they commit
     while any(row.state.position == context for row in sessions.rows):
         sessions.step()
     for _ in range(WARM):

@@ -8,7 +8,6 @@ one thing that goes to the device. The same math as ``mixers`` has for one token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from mnemosyne.kernels.positions import rotary_angles
 from mnemosyne.kernels.triton.rows import Operands
 from mnemosyne.kernels.triton.step_attention import HeldRows, step_attend
 from mnemosyne.kernels.triton.step_memory import GateLimits, StepPlaces, step_memory
-from mnemosyne.kernels.triton.step_product import FEW, GateProduct, grouped, product
+from mnemosyne.kernels.triton.step_product import GateProduct, grouped, product
 from mnemosyne.kernels.triton.step_recall import step_recall
 from mnemosyne.kernels.triton.step_rows import step_rows
 from mnemosyne.kernels.triton.step_table import FIELDS, Streams
@@ -82,7 +81,6 @@ class Step:
         # A tile of few rows is filled up by the device, which takes longer than to load rows of zeros; and
         # rows of empty columns are multiplied too: not by what stood there.
         rows = max(size, 64)
-        self.product = partial(product, few=size <= FEW)
 
         def room(*shape: int, dtype: torch.dtype = compute) -> Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
@@ -154,10 +152,10 @@ class Step:
         for layer in range(self.config.layers):
             step_rows("norm", self.residual, self.normed, w.norm_mixer[layer], epsilon)
             getattr(self, f"_{self.config.variant}")(layer)
-            self.product(self.normed, w.up[layer], self.hidden, "swiglu")
-            self.product(self.hidden, w.down[layer], self.residual, "add")
+            product(self.normed, w.up[layer], self.hidden, "swiglu")
+            product(self.hidden, w.down[layer], self.residual, "add")
         step_rows("norm", self.residual, self.final, w.norm, epsilon)
-        self.product(self.final, w.embedding, self.vocabulary)
+        product(self.final, w.embedding, self.vocabulary)
 
     def _angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin `[sessions, head_dim / 2]` of absolute positions."""
@@ -171,7 +169,7 @@ class Step:
         c, w, d = self.config, self.weights, self.config.dim
         assert w.streams is not None and w.attention is not None and w.attended is not None
         assert self.streams is not None and self.context is not None
-        self.product(self.normed, w.first[layer], self.first)
+        product(self.normed, w.first[layer], self.first)
         step_recall(
             self.first,
             0,
@@ -186,10 +184,10 @@ class Step:
             self.rule.architecture,
             c.norm_epsilon,
         )
-        self.product(self.h, w.attention[layer], self.context)
+        product(self.h, w.attention[layer], self.context)
         self._attend(layer, self.first, d, self.context)
-        self.product(self.attended, w.attended[layer], self.y)
-        self.product(self.y, w.streams[layer], self.streams, gates=self._gates(layer))
+        product(self.attended, w.attended[layer], self.y)
+        product(self.y, w.streams[layer], self.streams, gates=self._gates(layer))
         # Streams k, q', v and the output gate; in the tails they come after the query of h.
         self._remember(layer, self.streams, Streams((d, 0, 2 * d), (2 * d, d, 3 * d)), 3 * d)
         self._mix(layer)
@@ -197,9 +195,9 @@ class Step:
     def _mag(self, layer: int) -> None:
         w, d = self.weights, self.config.dim
         assert w.attended is not None
-        self.product(self.normed, w.first[layer], self.first, gates=self._gates(layer))
+        product(self.normed, w.first[layer], self.first, gates=self._gates(layer))
         self._attend(layer, self.first, 0, None)
-        self.product(self.attended, w.attended[layer], self.y)
+        product(self.attended, w.attended[layer], self.y)
         self._remember(layer, self.first, Streams((3 * d, 4 * d, 5 * d), (0, d, 2 * d)), 6 * d)
         self._mix(layer)
 
@@ -209,9 +207,9 @@ class Step:
         assert self.context is not None
         self._memory_first(layer)
         step_rows("between", self.residual, self.normed, w.norm_attention[layer], epsilon, Operands(y=self.m))
-        self.product(self.normed, w.attention[layer], self.context)
+        product(self.normed, w.attention[layer], self.context)
         self._attend(layer, self.context, 0, None)
-        self.product(self.attended, w.attended[layer], self.residual, "add")
+        product(self.attended, w.attended[layer], self.residual, "add")
         step_rows("norm", self.residual, self.normed, w.norm_ffn[layer], epsilon)
 
     def _lmm(self, layer: int) -> None:
@@ -221,7 +219,7 @@ class Step:
     def _memory_first(self, layer: int, residual: Tensor | None = None) -> None:
         """MAL, LMM: the memory of the normed stream, to ``m``, or added to ``residual``."""
         d = self.config.dim
-        self.product(self.normed, self.weights.first[layer], self.first, gates=self._gates(layer))
+        product(self.normed, self.weights.first[layer], self.first, gates=self._gates(layer))
         self._remember(layer, self.first, Streams((0, d, 2 * d), (0, d, 2 * d)), 3 * d, residual)
 
     def _attend(self, layer: int, x: Tensor, column: int, context: Tensor | None) -> None:
@@ -288,9 +286,9 @@ class Step:
             c.norm_epsilon,
         )
         if residual is None:
-            self.product(self.read, w.output[layer], self.m)
+            product(self.read, w.output[layer], self.m)
         else:
-            self.product(self.read, w.output[layer], residual, "add")
+            product(self.read, w.output[layer], residual, "add")
 
     def _mix(self, layer: int) -> None:
         """MAG, MAC: the gate of attention and memory, added to the stream, and the norm of what follows."""

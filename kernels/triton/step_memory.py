@@ -26,8 +26,6 @@ from mnemosyne.kernels.triton.step_table import (
     STATE,
     Streams,
     begin,
-    call_matrix,
-    called_ahead,
     convolved,
     shift,
     step_field,
@@ -165,7 +163,6 @@ def step_memory_kernel(
     RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
     CLIP: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Programs are (session, head); ``scratch`` has 2 H + D numbers for each."""
     row = tl.program_id(0).to(tl.int64)
@@ -173,17 +170,11 @@ def step_memory_kernel(
     own = step_field(table, OPEN, row, count)
     state = step_field(table, STATE, row, count)
     index = step_field(table, INDEX, row, count).to(tl.int32)
-    SIZE: tl.constexpr = D * H
-    KIND: tl.constexpr = x.dtype.element_ty
-    if AHEAD and own != 0:
-        call_matrix(located(state, last_m, tl.float32) + head * SIZE, SIZE * 4)
-        call_matrix(located(state, last_s, KIND) + head * SIZE, SIZE * 2)
-        if DEEP:
-            call_matrix(located(state, hidden_m, tl.float32) + head * SIZE, SIZE * 4)
-            call_matrix(located(state, hidden_s, KIND) + head * SIZE, SIZE * 2)
     begin()
     if own == 0:
         return
+    SIZE: tl.constexpr = D * H
+    KIND: tl.constexpr = x.dtype.element_ty
     DEPTH: tl.constexpr = 2 if DEEP else 1
     d = tl.arange(0, D)
     h = tl.arange(0, H)
@@ -335,7 +326,6 @@ def step_memory(
         RESIDUAL=architecture.residual,
         NORM=architecture.norm,
         CLIP=clip is not None,
-        AHEAD=called_ahead(table.shape[1], x.dtype),
         launch_pdl=True,
         **launch(head_dim, width),
     )

@@ -15,11 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mnemosyne.kernels.triton.step_table import begin, call
+from mnemosyne.kernels.triton.step_table import begin
 from mnemosyne.kernels.triton.support import PRECISIONS
 
-FEW = 16
-"""Rows up to which a tile has them alone."""
 GROUP = 8
 """Gates whose parts stand side by side (``grouped``)."""
 
@@ -48,23 +46,19 @@ def _call(weight, column, N, K, COLUMNS: tl.constexpr, LINES: tl.constexpr):
     """Rows of ``weight`` `[N, K]`, bf16, from ``column`` on into L2, in lines of 128 bytes."""
     row = tl.minimum(column + tl.arange(0, COLUMNS), N - 1)
     k = tl.minimum(tl.arange(0, LINES) * 64, K - 64)
-    call(weight + row[:, None] * K + k[None, :])
-
-
-@triton.jit
-def _rows(a, single, row, k, K, ROWS: tl.constexpr, DEPTH: tl.constexpr, FEW: tl.constexpr):
-    """Part of a tile of rows. FEW: the first of them, for all 64 would be more bytes than the weights that a
-    program multiplies them with; the rest is zeros."""
-    if FEW:
-        t = row + tl.arange(0, ROWS)[:, None]
-        return tl.load(single + t * K + k + tl.arange(0, DEPTH)[None, :], mask=t < FEW, other=0.0)
-    return a.load([row, k])
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [weight + row[:, None] * K + k[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     a,
-    single,
     weight,
     ahead,
     out,
@@ -74,7 +68,6 @@ def product_kernel(
     rows,
     N,
     K,
-    FEW: tl.constexpr,
     AHEAD: tl.constexpr,
     GATES: tl.constexpr,
     PARTS: tl.constexpr,
@@ -86,10 +79,10 @@ def product_kernel(
     KIND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``a`` `[rows, K]` (where it lies too, ``single``: FEW), ``weight`` `[N, K]` and ``gates``
-    `[PARTS GATES, K]` by descriptors; programs are tiles of ROWS x COLUMNS, those that share weights side by
-    side, the gates' behind the others'. KIND as in ``gemm``, "add" to ``out``. ``ahead``: ``weight``, whose
-    part is called into L2 (AHEAD lines a row) while the launch before still runs."""
+    """``a`` `[rows, K]`, ``weight`` `[N, K]` and ``gates`` `[PARTS GATES, K]` by descriptors; programs are
+    tiles of ROWS x COLUMNS, those that share weights side by side, the gates' behind the others'. KIND as in
+    ``gemm``, "add" to ``out``. ``ahead``: ``weight``, whose part is called into L2 (AHEAD lines a row) while
+    the launch before still runs."""
     p = tl.program_id(0)
     row = p % TILES * ROWS
     column = p // TILES * COLUMNS
@@ -104,8 +97,7 @@ def product_kernel(
         if column >= N:
             for k in range(0, K, DEPTH):
                 w = gates.load([column - N, k]).T
-                x = _rows(a, single, row, k, K, ROWS, DEPTH, FEW)
-                acc = tl.dot(x, w, acc, input_precision=PRECISION)
+                acc = tl.dot(a.load([row, k]), w, acc, input_precision=PRECISION)
             MADE: tl.constexpr = COLUMNS // PARTS
             parts = tl.reshape(acc, [ROWS, MADE // GROUP, PARTS, GROUP])
             z = tl.reshape(tl.sum(parts, 2), [ROWS, MADE])
@@ -115,7 +107,7 @@ def product_kernel(
             return
     second = acc
     for k in range(0, K, DEPTH):
-        x = _rows(a, single, row, k, K, ROWS, DEPTH, FEW)
+        x = a.load([row, k])
         acc = tl.dot(x, weight.load([column, k]).T, acc, input_precision=PRECISION)
         if KIND == "swiglu":
             second = tl.dot(x, weight.load([N + column, k]).T, second, input_precision=PRECISION)
@@ -143,18 +135,13 @@ def tiles(rows: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
 
 
 def product(
-    a: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    kind: str = "store",
-    gates: GateProduct | None = None,
-    few: bool = False,
+    a: Tensor, weight: Tensor, out: Tensor, kind: str = "store", gates: GateProduct | None = None
 ) -> None:
     """``a`` `[rows or more, K]` times ``weight`` `[N, K]` ("swiglu": `[2 N, K]`) into ``out`` `[rows, N]`;
-    for "add" ``out`` is fp32 and added to. ``gates``: N is then a multiple of 64. ``few``: no more than
-    FEW of the rows count."""
+    for "add" ``out`` is fp32 and added to. ``gates``: N is then a multiple of 64."""
     rows, N = out.shape
     K = a.shape[1]
+    few = rows <= 64
     options: dict[str, Any] = tiles(rows, N, a.dtype)
     down, block = triton.cdiv(rows, options["ROWS"]), [options["COLUMNS"], options["DEPTH"]]
     described = TensorDescriptor.from_tensor(weight, block)
@@ -163,7 +150,6 @@ def product(
     grid = (down * (triton.cdiv(N, block[0]) + more // block[0]),)
     product_kernel[grid](
         TensorDescriptor.from_tensor(a, [options["ROWS"], block[1]]),
-        a,
         described,
         weight,
         out,
@@ -173,8 +159,7 @@ def product(
         rows,
         N,
         K,
-        FEW=FEW if few and K % options["DEPTH"] == 0 else 0,
-        AHEAD=triton.next_power_of_2(K // 64) if rows <= 64 and weight.dtype == torch.bfloat16 else 0,
+        AHEAD=triton.next_power_of_2(K // 64) if few and weight.dtype == torch.bfloat16 else 0,
         GATES=made,
         PARTS=more // made if made else 1,
         GROUP=GROUP,

@@ -13,17 +13,7 @@ from mnemosyne.kernels.rules.rule import Architecture
 from mnemosyne.kernels.triton.cells import located
 from mnemosyne.kernels.triton.network import finish, gelu
 from mnemosyne.kernels.triton.recall import head_norm
-from mnemosyne.kernels.triton.step_table import (
-    OPEN,
-    STATE,
-    begin,
-    call_matrix,
-    called_ahead,
-    convolved,
-    shift,
-    step_field,
-    tails_of,
-)
+from mnemosyne.kernels.triton.step_table import OPEN, STATE, begin, convolved, shift, step_field, tails_of
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -52,22 +42,17 @@ def step_recall_kernel(
     DEEP: tl.constexpr,
     RESIDUAL: tl.constexpr,
     NORM: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     """Programs are (session, head)."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     own = step_field(table, OPEN, row, count)
     state = step_field(table, STATE, row, count)
-    SIZE: tl.constexpr = D * H
-    KIND: tl.constexpr = x.dtype.element_ty
-    if AHEAD and own != 0:
-        call_matrix(located(state, last_offset, tl.float32) + head * SIZE, SIZE * 4)
-        if DEEP:
-            call_matrix(located(state, hidden_offset, tl.float32) + head * SIZE, SIZE * 4)
     begin()
     if own == 0:
         return
+    SIZE: tl.constexpr = D * H
+    KIND: tl.constexpr = x.dtype.element_ty
     last = located(state, last_offset, tl.float32) + head * SIZE
     d = tl.arange(0, D)
     new = x + row * N + column + head * D
@@ -139,7 +124,6 @@ def step_recall(
         DEEP=len(memory) > 1,
         RESIDUAL=architecture.residual,
         NORM=architecture.norm,
-        AHEAD=called_ahead(table.shape[1], x.dtype),
         num_warps=4,
         launch_pdl=True,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -48,20 +47,6 @@ def begin():
 
 
 @triton.jit
-def call(lines):
-    """What lies in these lines of 128 bytes (any shape of pointers) is called into L2."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def call_matrix(start, BYTES: tl.constexpr):
-    """A matrix that lies in one piece, before ``begin``: nothing but what is committed."""
-    call(start.to(tl.pointer_type(tl.uint8)) + tl.arange(0, BYTES // 128) * 128)
-
-
-@triton.jit
 def step_field(table, FIELD: tl.constexpr, row, count):
     """One number of a session; ``count`` is the table's width."""
     return tl.load(table + FIELD * count + row)
@@ -97,8 +82,3 @@ def shift(x, tails, kept, CHANNELS: tl.constexpr, K: tl.constexpr, D: tl.constex
     d = tl.arange(0, D)
     for i in tl.static_range(K - 1):
         tl.store(kept + i * CHANNELS + d, tl.load(tails + (i + 1) * CHANNELS + d if i + 2 < K else x + d))
-
-
-def called_ahead(sessions: int, dtype: torch.dtype) -> bool:
-    """Whether memories are called into L2 ahead of their step: while they are few enough to stay there."""
-    return sessions <= 4 and dtype == torch.bfloat16
