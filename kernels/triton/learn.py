@@ -8,6 +8,8 @@ a chunk takes it through the chip in blocks of hidden units, four times: the las
 read; the store. What is an operand only, three of the four times, comes from a copy in the operands'
 precision, half as many bytes. Sums and the memory are fp32, momentum has the operands' precision. One
 program, one order of sums.
+
+Where the chip holds all of a memory, what moves it is ``learn_resident``'s kernel.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from mnemosyne.kernels.triton.network import clip_factor, finish, gelu, length, 
 from mnemosyne.kernels.triton.recall import head_norm
 from mnemosyne.kernels.triton.scan import _clipped, _settle, _stores
 from mnemosyne.kernels.triton.support import PRECISIONS
+
+try:
+    from mnemosyne.kernels.triton import learn_resident as resident
+except (ImportError, AttributeError):  # a triton without the Gluon that it is written in
+    resident = None
 
 
 class Where(NamedTuple):
@@ -390,11 +397,31 @@ def learn(
     room. ``norm`` `[layers, D]`. ``out`` `[cells cell, dim]`: what was read, normed per head and gated.
     ``trace`` fp32 `[cells, chunks, H, 3 + 2 depth]` (``summary``); ``norms`` fp32
     `[cells, chunks, H, depth, L]`: of the inner gradients, before clipping. The gain is measured of every
-    ``every``th chunk of a session.
+    ``every``th chunk of a session. Which kernel runs depends on shapes, the device and ``cached`` alone.
     """
     _, _, heads, depth, length, _ = decays.G.shape
     head_dim = norm.shape[1]
-    of_state = [pair for i in (0, -1) for pair in (where.memory[i], where.momentum[i])]
+    of_state = [n for i in (0, -1) for pair in (where.memory[i], where.momentum[i]) for n in pair]
+    if cached is None and resident is not None and resident.serves(streams, decays, head_dim, width):
+        resident.learn(
+            streams,
+            columns,
+            gates,
+            gates_column,
+            decays,
+            norm,
+            out,
+            trace,
+            norms,
+            of_state,
+            architecture,
+            clip,
+            epsilon,
+            every,
+            cells,
+            cell,
+        )
+        return
     of_open = [(0, 0)] * 4
     if cached is not None:
         of_open = [cached.inputs[0], cached.inputs[-1], cached.deltas[0], cached.deltas[-1]]
@@ -414,7 +441,8 @@ def learn(
         gates_column,
         clip or 0.0,
         epsilon,
-        *(number for pair in (*of_state, *of_open) for number in pair),
+        *of_state,
+        *(n for pair in of_open for n in pair),
         K_COLUMN=columns[0],
         Q_COLUMN=columns[1],
         V_COLUMN=columns[2],

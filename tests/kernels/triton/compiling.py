@@ -85,6 +85,7 @@ def resources(kernel: Any, launch: Launch) -> Resources:
     from triton.backends import nvidia
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     names = kernel.arg_names
@@ -106,7 +107,8 @@ def resources(kernel: Any, launch: Launch) -> Resources:
             if signature[name] == "i32" and value % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     places = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
+    form = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = form(kernel, signature, places, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     ptx = compiled.asm["ptx"]
     assembler = Path(nvidia.__file__).parent / "bin" / "ptxas"

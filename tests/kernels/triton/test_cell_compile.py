@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import groupby
 
 import pytest
 import torch
@@ -14,17 +15,18 @@ from tests.kernels.triton.compiling import Recorded, Resources, recorded, resour
 
 SHARED = 227 * 1024
 """Bytes that one program may have."""
-PRODUCTS = ("gemm", "recall", "attention", "logits", "decays", "learn")
+PRODUCTS = ("gemm", "recall", "attention", "logits", "decays", "learn", "resident")
 WIDE = tuple("rows convolve recall rotate attention logits learn keep segment_end open_rows".split())
 """Most of whose loads are of 16 bytes; products of tiles load by descriptors, the others have little to
 load."""
-SPILLED = {"learn": 700, "gemm": 256}
+SPILLED = {"learn": 700, "resident": 1200, "gemm": 256}
 """Bytes a thread; none elsewhere. What a chunk of one head needs at once is more than registers hold."""
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
-    """One layer of the preset 760M reads a segment and opens a chunk."""
+    """One layer of the preset 760M reads a segment and opens a chunk; then as if its memory had room on the
+    chip, where it reads a chunk besides."""
     pytest.importorskip("triton", reason="needs triton, which is made for Linux")
     from mnemosyne.engine.gpu.model import GpuTitans
     from mnemosyne.kernels.triton import (
@@ -32,6 +34,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         cell_gates,
         gemm,
         learn,
+        learn_resident,
         open_chunk,
         recall,
         rows,
@@ -43,7 +46,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
     )
 
     head = (step_product, step_rows)  # of logits, compiled in test_step_compile.py
-    of_waves = (attention, cell_gates, gemm, learn, open_chunk, recall, rows, segment_end, streams, summary)
+    learns = (cell_gates, learn, learn_resident, summary)
+    of_waves = (*learns, attention, gemm, open_chunk, recall, rows, segment_end, streams)
     config = dataclasses.replace(preset("760M", vocab_size=64), layers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
@@ -51,8 +55,14 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         found = recorded(patch, of_waves)
         gpu = GpuTitans(Titans(config).prepare(torch.bfloat16), graphs=False, tokens=config.segment, cells=1)
         state = gpu.initial_state()
-        gpu.prefill([state], torch.zeros(1, config.segment, dtype=torch.int64))
-        gpu.open_chunk([dataclasses.replace(state, pending=(1,), kinds=b"\0")])
+        segment = torch.zeros(1, config.segment, dtype=torch.int64)
+        opened = dataclasses.replace(state, pending=(1,), kinds=b"\0")
+        gpu.prefill([state], segment)
+        gpu.open_chunk([opened])
+        patch.setattr(learn_resident, "_has_room", lambda device: True)
+        gpu.prefill([state], segment)
+        gpu.prefill([state], segment[:, : config.chunk])
+        gpu.open_chunk([opened])
         yield found
 
 
@@ -87,6 +97,7 @@ def test_compiles_for_hopper(launched: Recorded, kernel: str) -> None:
             assert found.wide > found.narrow, options
 
 
-def test_learn_has_a_form_that_stores_and_one_that_opens_a_chunk(launched: Recorded) -> None:
-    forms = {(launch.options["STORE"], launch.options["CACHE"]) for _, launch in launched["learn_kernel"]}
-    assert forms == {(True, False), (False, True)}
+def test_what_moves_a_memory_that_fits_on_the_chip_is_one_kernel_in_every_wave(launched: Recorded) -> None:
+    forms = [(launch.options["STORE"], launch.options["CACHE"]) for _, launch in launched["learn_kernel"]]
+    assert [form for form, _ in groupby(forms)] == [(True, False), (False, True)]
+    assert {launch.options["CELL"] for _, launch in launched["resident_kernel"]} == {512, 64}
