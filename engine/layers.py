@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnemosyne.kernels import elementwise
+from mnemosyne.kernels import elementwise, fusion
 
 ROWS = 8
 """Rows of a dense product are padded to a multiple of this: on a CPU, fp32 bits change below it."""
@@ -41,14 +41,20 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in the weight's precision (fp32)."""
+    """x / rms(x) * weight over the last dimension, in the weight's precision (fp32); in a training step on a
+    GPU in ``compute`` precision, that of the products that take it."""
 
     def __init__(self, dim: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.epsilon = epsilon
+        self.compute = torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
+        if fusion.fuses(x):
+            from mnemosyne.kernels.triton.train_norm import norm
+
+            return norm(x, self.weight, self.epsilon, self.compute)
         x = x.to(self.weight.dtype)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * self.weight
 
@@ -60,5 +66,10 @@ class SwiGLU(nn.Module):
         self.down = Dense(hidden, dim, depth_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.up(x).chunk(2, -1)
+        up = self.up(x)
+        if fusion.fuses(up):
+            from mnemosyne.kernels.triton.train_swiglu import swiglu
+
+            return self.down(swiglu(up))
+        value, gate = up.chunk(2, -1)
         return self.down(elementwise.silu(gate) * value)

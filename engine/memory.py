@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, RMSNorm, dense
 from mnemosyne.kernels import chunk as chunk_form
-from mnemosyne.kernels import decode, elementwise, network
+from mnemosyne.kernels import decode, elementwise, fusion, network
 from mnemosyne.kernels.gates import Decays, Gates, decays, gate
 from mnemosyne.kernels.positions import causal_conv
 from mnemosyne.kernels.rules.rule import MemoryRule
@@ -97,6 +97,10 @@ class NeuralMemory(nn.Module):
         keys, of unit norm; what follows is a value."""
         c = self.config
         rows = torch.cat([tail.to(streams.dtype), streams], 1)
+        if fusion.fuses(streams):
+            from mnemosyne.kernels.triton.train_features import features
+
+            return features(streams, tail, weight, c.heads, c.head_dim, keys), rows
         mixed = elementwise.silu(causal_conv(rows.to(weight.dtype), weight))
         B, T, _ = mixed.shape
         split = mixed.view(B, T, -1, c.heads, c.head_dim).permute(2, 0, 3, 1, 4).contiguous()
@@ -171,6 +175,10 @@ class NeuralMemory(nn.Module):
     def emit(self, y: Tensor, u: Tensor) -> Tensor:
         """What was read `[B, H, T, head_dim]` to the output `[B, T, dim]`: per-head norm, gate, product."""
         B, H, T, d = y.shape
+        if fusion.fuses(y):
+            from mnemosyne.kernels.triton.train_emit import emit
+
+            return self.output(emit(y, self.output_gate(u), self.norm.weight, self.norm.epsilon))
         merged = self.norm(y).transpose(1, 2).reshape(B, T, H * d)
         return self.output(elementwise.sigmoid(self.output_gate(u)).to(merged.dtype) * merged)
 

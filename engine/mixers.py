@@ -13,7 +13,7 @@ from mnemosyne.engine.attention import Attention, Places
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import RMSNorm
 from mnemosyne.engine.memory import Learned, NeuralMemory, State
-from mnemosyne.kernels import elementwise
+from mnemosyne.kernels import elementwise, fusion
 
 
 class Mixer(nn.Module):
@@ -86,6 +86,11 @@ class Gated(Mixer):
         self.norm_memory = RMSNorm(config.dim, config.norm_epsilon)
 
     def gate(self, y: Tensor, m: Tensor) -> Tensor:
+        if fusion.fuses(y):
+            from mnemosyne.kernels.triton.train_gate import gate
+
+            weights = self.norm_attention.weight, self.norm_memory.weight
+            return gate(y, m, *weights, self.config.norm_epsilon, self.config.gate == "paper")
         y, m = self.norm_attention(y), self.norm_memory(m)
         gated = y * elementwise.sigmoid(m)
         return gated if self.config.gate == "paper" else gated + m

@@ -13,6 +13,8 @@ from mnemosyne.kernels.triton import support
 
 HEAD_DIMS = (32, 64)
 LENGTHS = (16, 32, 64)
+WIDEST = 8192
+"""Elements of a row that a program holds at once."""
 
 
 def missing(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> str | None:
@@ -34,6 +36,12 @@ def missing(x: Tensor, memory: Sequence[Tensor], rule: MemoryRule) -> str | None
 def takes(theta: Tensor) -> bool:
     """Whether the decays of gates like ``theta`` `[..., L]` can be made with gradients on its device."""
     return theta.shape[-1] in LENGTHS and support.takes(theta)
+
+
+def rows(x: Tensor) -> bool:
+    """Whether chains of elementwise operations on rows like ``x`` `[..., width]` can run on its device."""
+    known = x.dtype in support.PRECISIONS and 0 < x.shape[-1] <= WIDEST and x.numel() > 0
+    return known and support._hopper(x.device)
 
 
 def precision() -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tests.kernels.triton import train_chains as chains
 from tests.kernels.triton.cases import Shape, make_case
 from tests.kernels.triton.compiling import recorded, resources
 from tests.kernels.triton.train_cases import differentiated, run_of, taken
+from tests.kernels.triton.train_chains import Chain
 
 SHARED = 227 * 1024
 """Bytes that one program may have."""
@@ -48,3 +50,34 @@ def test_compiles_for_hopper(
         record_property(name, str(needs))
         assert needs.shared <= SHARED and needs.spilled <= SPILLED, name
         assert needs.wgmma and not needs.mma, f"{name}: a product isn't computed as Hopper does it best"
+
+
+CHAINS: dict[str, tuple[Chain, list[str]]] = {
+    "norm": (chains.add(2, 512, 256, dtype=torch.bfloat16), ["more"]),
+    "swiglu": (chains.swiglu(64, 2 * 704), ["up"]),
+    "feature": (chains.features(128, 4, 64, 3, 2), ["streams", "tail"]),
+    "gate": (chains.gate(2, 512, 256), ["y", "m"]),
+    "emit": (chains.emit(128, 4, 64), ["z"]),
+}
+"""As a training step has them, and which leaves are bf16."""
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_compiles_for_hopper(
+    name: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    pytest.importorskip("triton", reason="needs triton, which is made for Linux")
+    from mnemosyne.kernels.triton import train_emit, train_features, train_gate, train_norm, train_swiglu
+
+    modules = [train_emit, train_features, train_gate, train_norm, train_swiglu]
+    found = recorded(monkeypatch, modules)
+    chain, rounded = CHAINS[name]
+    leaves = {n: x.to(torch.bfloat16 if n in rounded else torch.float32) for n, x in chain.leaves.items()}
+    differentiated(chain.fused, leaves)
+    assert set(found) == {f"{name}_kernel", f"{name}_gradient_kernel"}
+    for kernel_name, launches in found.items():
+        needs = resources(*launches[0])
+        print(f"{kernel_name}: {needs}")
+        record_property(kernel_name, str(needs))
+        assert needs.shared <= SHARED // 4 and needs.spilled == 0, kernel_name
+        assert needs.wide > 0, f"{kernel_name}: rows aren't read in whole lines"

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mnemosyne.engine.model import Titans
-from mnemosyne.kernels import chunk, gates
-from mnemosyne.training.feed import Arrays
 from mnemosyne.training.settings import Settings
-from mnemosyne.training.step import Step
+from tests.kernels.triton import train_chains as chains
 from tests.kernels.triton.cases import Shape, make_case
 from tests.kernels.triton.train_cases import differences, worst
+from tests.kernels.triton.train_chains import Chain
+from tests.kernels.triton.train_steps import choose, gradients, inputs, step_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,39 +36,10 @@ SHAPES = [
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Relative, of each parameter's gradient."""
 TOKENS = (4, 512)
-Gradients = dict[str, Tensor]
 
 
-def inputs(vocabulary: int) -> list[Tensor]:
-    rng = np.random.default_rng(0)
-    B, T = TOKENS
-    answer = (rng.random((B, 32)) < 0.3).astype(np.float32)
-    arrays = Arrays(
-        rng.integers(0, vocabulary, (B, T)),
-        rng.integers(0, 3, (B, T)),
-        rng.integers(0, T, (B, 32)),
-        rng.integers(0, vocabulary, (B, 32)),
-        answer,
-        1 - answer,
-        rng.integers(0, 1000, (B, 32)),
-        rng.integers(0, 11, (B, 32)),
-    )
-    return [torch.from_numpy(a).cuda() for a in arrays]
-
-
-def step_of(settings: Settings, compute: torch.dtype) -> Step:
-    torch.manual_seed(0)
-    model = Titans(settings.model).cuda()
-    model.set_compute(compute)
-    for block in model.blocks:
-        block.mixer.memory.gate_weight.data.mul_(8)  # gates that differ from token to token
-    return Step(model, settings)
-
-
-def gradients(step: Step, given: list[Tensor]) -> Gradients:
-    step.model.zero_grad(set_to_none=True)
-    step.losses(*given)[0].backward()
-    return {n: p.grad.clone() for n, p in step.model.named_parameters() if p.grad is not None}
+def given_of(settings: Settings) -> list[Tensor]:
+    return [x.cuda() for x in inputs(settings.vocabulary, *TOKENS)]
 
 
 @contextmanager
@@ -82,21 +51,16 @@ def products(compute: torch.dtype) -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def without_kernels(patch: pytest.MonkeyPatch) -> None:
-    for module in (chunk, gates):
-        patch.setattr(module, "_trains_on_device", lambda *_: False)
-
-
 @pytest.mark.parametrize("compute", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_loss_has_the_gradients_of_the_loop(
     name: str, compute: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = SETTINGS[name]
-    step, given = step_of(settings, compute), inputs(settings.vocabulary)
+    step, given = step_of(settings, compute, "cuda"), given_of(settings)
     with products(compute), monkeypatch.context() as patch:
         got = gradients(step, given)
-        without_kernels(patch)
+        choose(patch, kernels=False)
         want = gradients(step, given)
     found = differences(got, want)
     assert max(found.values()) < BOUNDS[compute], found
@@ -116,7 +80,7 @@ def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
 
 @pytest.mark.parametrize("compute", BOUNDS, ids=str)
 def test_a_graph_of_it_has_the_same_gradients(compute: torch.dtype) -> None:
-    step, given = step_of(SETTINGS["mag"], compute), inputs(SETTINGS["mag"].vocabulary)
+    step, given = step_of(SETTINGS["mag"], compute, "cuda"), given_of(SETTINGS["mag"])
 
     def run() -> None:
         step.model.zero_grad(set_to_none=True)
@@ -142,3 +106,20 @@ def test_each_part_has_the_gradients_of_the_reference(part: str, shape: Shape) -
     with products(torch.float32):
         error, where = worst(part, make_case(shape), lambda x: x.cuda())
     assert error < 1e-4, where
+
+
+CHAINS = {
+    "norm": lambda: chains.norm(3, 700, 256),
+    "add": lambda: chains.add(3, 700, 256),
+    "swiglu": lambda: chains.swiglu(500, 2 * 704),
+    "features": lambda: chains.features(500, 4, 64, 3, 2),
+    "gate": lambda: chains.gate(3, 700, 256),
+    "emit": lambda: chains.emit(500, 4, 64),
+}
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+def test_each_chain_has_the_gradients_of_the_reference(make: Callable[[], Chain]) -> None:
+    torch.manual_seed(0)
+    error, where = chains.worst(make(), lambda x: x.cuda())
+    assert error < 1e-5, where
