@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.layers import Dense, dense
 from mnemosyne.engine.memory import State
+from mnemosyne.kernels import fusion
 from mnemosyne.kernels.attention import one_row, segment_block, window_blocks
 from mnemosyne.kernels.positions import rotary_angles, rotate
 
@@ -63,16 +64,26 @@ class Attention(nn.Module):
 
     def window(self, u: Tensor, state: State, places: Places) -> tuple[Tensor, State]:
         """Whole chunks ``u`` `[B, T, dim]`; output, and keys, values `[B, H, W + T, head_dim]` to cache."""
-        q, k, v = self.heads(u, 0, 3)
-        q, k = rotate(q, places.cos, places.sin), rotate(k, places.cos, places.sin)
-        rows = {"keys": torch.cat([state["keys"].to(k.dtype), k], 2)}
-        rows["values"] = torch.cat([state["values"].to(v.dtype), v], 2)
+        q, rows = self._placed(u, state, places)
         y = window_blocks(
             q, rows["keys"], rows["values"], *self.persistent_heads(), places.start, self.config.chunk
         )
         for name, tensor in rows.items():
             state[name] = tensor[:, :, -self.config.window :]
         return self.merge(y), rows
+
+    def _placed(self, u: Tensor, state: State, places: Places) -> tuple[Tensor, State]:
+        """Queries `[B, H, T, head_dim]`, and keys and values `[B, H, W + T, head_dim]` behind the state's."""
+        if fusion.fuses(u):
+            from mnemosyne.kernels.triton.train_heads import heads
+
+            q, k, v = heads(self.project(u), state["keys"], state["values"], places.cos, places.sin)
+            return q, {"keys": k, "values": v}
+        q, k, v = self.heads(u, 0, 3)
+        q, k = rotate(q, places.cos, places.sin), rotate(k, places.cos, places.sin)
+        rows = {"keys": torch.cat([state["keys"].to(k.dtype), k], 2)}
+        rows["values"] = torch.cat([state["values"].to(v.dtype), v], 2)
+        return q, rows
 
     def window_step(self, u: Tensor, cache: State, index: Tensor, places: Places) -> Tensor:
         """One token a session, ``u`` `[B, 1, dim]`, at ``index[b]`` of its chunk; writes its cache row."""

@@ -26,6 +26,10 @@ def window_blocks(
     ``start`` `[B]` is the absolute position of the first query: keys before position 0 are masked.
     T is a multiple of ``block``, and so is W.
     """
+    if _trains_on_device(q, k, block):
+        from mnemosyne.kernels.triton.train_window import window_blocks as train
+
+        return train(q, k, v, persistent_k, persistent_v, start, block)
     B, H, T, d = q.shape
     W, n, P = k.shape[2] - T, T // block, persistent_k.shape[1]
 
@@ -43,6 +47,15 @@ def window_blocks(
         attn_mask=mask.reshape(B * n, 1, block, P + W + block),
     )
     return y.view(B, n, H, block, d).transpose(1, 2).reshape(B, H, T, d)
+
+
+def _trains_on_device(q: Tensor, k: Tensor, block: int) -> bool:
+    """Whether the differentiable kernels attend to a window: on a GPU, with gradients."""
+    if not q.is_cuda or not torch.is_grad_enabled():
+        return False
+    from mnemosyne.kernels.triton import train_support
+
+    return train_support.attends(q, k, block)
 
 
 def window_mask(start: Tensor, n: int, block: int, window: int, persistent: int) -> Tensor:

@@ -44,10 +44,21 @@ def rows(x: Tensor) -> bool:
     return known and support._hopper(x.device)
 
 
+def attends(q: Tensor, k: Tensor, block: int) -> bool:
+    """Whether windows of ``k`` `[B, H, W + T, d]` can be attended to by ``q`` in blocks on its device."""
+    known = q.shape[-1] in HEAD_DIMS and block in LENGTHS and q.dtype == k.dtype
+    return known and rows(q)
+
+
 def precision() -> str:
     """Of products of fp32 operands: in one pass of the tensor cores where torch may do so, else as exact as
     elsewhere."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else support.PRECISIONS[torch.float32]
+
+
+def precision_of(x: Tensor) -> str:
+    """Of products of operands like ``x``."""
+    return precision() if x.dtype == torch.float32 else support.PRECISIONS[x.dtype]
 
 
 class Form(NamedTuple):

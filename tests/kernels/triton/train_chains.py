@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnemosyne.kernels import network
-from mnemosyne.kernels.positions import causal_conv
+from mnemosyne.kernels import attention, network
+from mnemosyne.kernels.positions import causal_conv, rotary_angles, rotate
 from tests.kernels.triton.train_cases import Tensors, differences, differentiated
 
 EPSILON = 1e-5
@@ -120,6 +120,43 @@ def emit(T: int, heads: int, head_dim: int, sessions: int = 2) -> Chain:
 
     y, z = normal(sessions, heads, T, head_dim), normal(sessions, T, heads * head_dim)
     return Chain({"y": y, "z": z, "weight": normal(head_dim)}, fused, reference)
+
+
+def heads(T: int, W: int, heads: int, head_dim: int) -> Chain:
+    positions = torch.tensor([[0], [1000]]) + torch.arange(T)
+    cos, sin = (x.unsqueeze(1) for x in rotary_angles(positions, head_dim, 100.0, torch.float64))
+
+    def fused(leaves: Tensors) -> Tensors:
+        from mnemosyne.kernels.triton import train_heads
+
+        angles = (x.float().to(leaves["product"].device) for x in (cos, sin))
+        return dict(zip("qkv", train_heads.heads(*leaves.values(), *angles), strict=True))
+
+    def reference(leaves: Tensors) -> Tensors:
+        q, k, v = leaves["product"].unflatten(-1, (3, heads, head_dim)).permute(2, 0, 3, 1, 4)
+        k = torch.cat([leaves["past_k"], rotate(k, cos, sin)], 2)
+        return {"q": rotate(q, cos, sin), "k": k, "v": torch.cat([leaves["past_v"], v], 2)}
+
+    past = {f"past_{n}": normal(2, heads, W, head_dim) for n in "kv"}
+    return Chain({"product": normal(2, T, 3 * heads * head_dim)} | past, fused, reference)
+
+
+def window(T: int, W: int, heads: int, head_dim: int, block: int, persistent: int) -> Chain:
+    start = torch.tensor([0, block, 10 * W])
+
+    def fused(leaves: Tensors) -> Tensors:
+        from mnemosyne.kernels.triton import train_window
+
+        return {"y": train_window.window_blocks(*leaves.values(), start.to(leaves["q"].device), block)}
+
+    def reference(leaves: Tensors) -> Tensors:
+        return {"y": attention.window_blocks(*leaves.values(), start, block)}
+
+    leaves = {"q": normal(3, heads, T, head_dim)}
+    leaves |= {n: normal(3, heads, W + T, head_dim) for n in "kv"}
+    return Chain(
+        leaves | {f"persistent_{n}": normal(heads, persistent, head_dim) for n in "kv"}, fused, reference
+    )
 
 
 def worst(chain: Chain, change: Callable[[Tensor], Tensor], only: tuple[str, ...] = ()) -> tuple[float, str]:

@@ -71,6 +71,19 @@ def test_emit(shape: tuple[int, ...]) -> None:
     compared(chains.emit(*shape))
 
 
+@pytest.mark.parametrize("shape", [(64, 32, 2, 32), (70, 16, 1, 48)], ids=str)
+def test_heads(shape: tuple[int, ...]) -> None:
+    compared(chains.heads(*shape))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 32, 2, 32, 16, 4), (32, 64, 1, 32, 32, 20), (16, 16, 1, 32, 16, 0), (48, 32, 1, 32, 16, 70)],
+)
+def test_window(shape: tuple[int, ...]) -> None:
+    compared(chains.window(*shape))
+
+
 def in_bf16(chain: Chain, *names: str) -> Chain:
     """With these leaves in bf16, whose values they have then."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mnemosyne.engine.model import Titans
-from mnemosyne.kernels import chunk, fusion, gates
+from mnemosyne.kernels import attention, chunk, fusion, gates
 from mnemosyne.training.feed import Arrays
 from mnemosyne.training.settings import Settings
 from mnemosyne.training.step import Step
@@ -53,6 +53,6 @@ def gradients(step: Step, given: list[Tensor]) -> Tensors:
 
 def choose(patch: pytest.MonkeyPatch, kernels: bool) -> None:
     """The kernels of a training step, or none of them, whatever the device."""
-    for module in (chunk, gates):
+    for module in (attention, chunk, gates):
         patch.setattr(module, "_trains_on_device", lambda *_: kernels)
     patch.setattr(fusion, "fuses", lambda _: kernels)
