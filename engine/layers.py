@@ -58,6 +58,15 @@ class RMSNorm(nn.Module):
         x = x.to(self.weight.dtype)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * self.weight
 
+    def add(self, x: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """x + more, and its norm; x in the weight's precision."""
+        if fusion.fuses(x):
+            from mnemosyne.kernels.triton.train_norm import add
+
+            return add(x, more, self.weight, self.epsilon, self.compute)
+        total = x + more
+        return total, self(total)
+
 
 class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden: int, depth_scale: float) -> None:

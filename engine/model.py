@@ -38,8 +38,8 @@ class Block(nn.Module):
         self.ffn = SwiGLU(config.dim, config.ffn, 0.5 / config.layers**0.5)
 
     def feed(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + mixed
-        return x + self.ffn(self.norm_ffn(x))
+        x, u = self.norm_ffn.add(x, mixed)
+        return x + self.ffn(u)
 
 
 class Training(NamedTuple):
@@ -156,13 +156,16 @@ class Titans(nn.Module):
         start = torch.zeros(tokens.shape[0], dtype=torch.int64, device=self.device)
         places = Places.of(self.config, start, tokens.shape[1], self.master)
         x = self.embed(tokens)
+        u = self.blocks[0].norm_mixer(x)
+        norms = [*(block.norm_mixer for block in self.blocks[1:]), self.norm]
         gates = []
         layers = self.initial_layers(tokens.shape[0]) if layers is None else layers
-        for block, state in zip(self.blocks, layers, strict=True):
-            mixed, history = block.mixer.sequence(block.norm_mixer(x), state, places)
-            x = block.feed(x, mixed)
+        for block, state, norm in zip(self.blocks, layers, norms, strict=True):
+            mixed, history = block.mixer.sequence(u, state, places)
+            x, u = block.norm_ffn.add(x, mixed)
+            x, u = norm.add(x, block.ffn(u))
             gates.append(Gates.joined([learned.gates for learned in history]))
-        return Training(self.norm(x), gates, layers)
+        return Training(u, gates, layers)
 
     @torch.inference_mode()
     def prefill(
