@@ -111,19 +111,28 @@ class NeuralMemory(nn.Module):
         """Of tokens ``u`` `[B, T, dim]` in fp32: `[B, H, D, T]`, the threshold `[B, H, T]`."""
         c, m = self.config, self.config.memory
         B, T, _ = u.shape
+        if fusion.fuses(u) and not self.rule.bias.threshold:
+            from mnemosyne.kernels.triton.train_token_gates import token_gates
+
+            tops = [top for top in self._limits() if top is not None]
+            made = token_gates(u, self.gate_weight, self.gate_bias, tops, m.gate_epsilon)
+            kinds = (kind.view(B, c.heads, m.depth, T) for kind in made)
+            theta, eta, alpha = (None if top is None else next(kinds) for top in self._limits())
+            assert theta is not None
+            return Gates(theta, eta, alpha)
         # 64 outputs: fewer change their bits with the number of rows on a CPU (docs/architecture.md).
         weight = F.pad(self.gate_weight, (0, 0, 0, -len(self.gate_weight) % 64))
         z = dense(u.to(weight.dtype), weight)[..., : len(self.gate_weight)] + self.gate_bias
-        made: list[Tensor | None] = []
+        opened: list[Tensor | None] = []
         first = 0
         for top in self._limits():
             if top is None:
-                made.append(None)
+                opened.append(None)
                 continue
             part = z[..., first : first + c.heads * m.depth].view(B, T, c.heads, m.depth)
-            made.append(gate(part.permute(0, 2, 3, 1).contiguous(), top, m.gate_epsilon))
+            opened.append(gate(part.permute(0, 2, 3, 1).contiguous(), top, m.gate_epsilon))
             first += c.heads * m.depth
-        theta, eta, alpha = made
+        theta, eta, alpha = opened
         assert theta is not None
         threshold = None
         if self.rule.bias.threshold:

@@ -58,6 +58,7 @@ CHAINS: dict[str, tuple[Chain, list[str]]] = {
     "feature": (chains.features(128, 4, 64, 3, 2), ["streams", "tail"]),
     "gate": (chains.gate(2, 512, 256), ["y", "m"]),
     "emit": (chains.emit(128, 4, 64), ["z"]),
+    "token_gates": (chains.token_gates(128, 256, 4, 3), ["u"]),
     "heads": (chains.heads(128, 128, 4, 64), ["product", "past_k", "past_v"]),
 }
 """As a training step has them, and which leaves are bf16."""
@@ -69,15 +70,26 @@ def test_a_chain_compiles_for_hopper(
 ) -> None:
     pytest.importorskip("triton", reason="needs triton, which is made for Linux")
     from mnemosyne.kernels.triton import (
+        support,
         train_emit,
         train_features,
         train_gate,
         train_heads,
         train_norm,
         train_swiglu,
+        train_token_gates,
     )
 
-    modules = [train_emit, train_features, train_gate, train_heads, train_norm, train_swiglu]
+    monkeypatch.setitem(support.PRECISIONS, torch.float32, "tf32")
+    modules = [
+        train_emit,
+        train_features,
+        train_gate,
+        train_heads,
+        train_norm,
+        train_swiglu,
+        train_token_gates,
+    ]
     found = recorded(monkeypatch, modules)
     chain, rounded = CHAINS[name]
     leaves = {n: x.to(torch.bfloat16 if n in rounded else torch.float32) for n, x in chain.leaves.items()}

@@ -115,6 +115,7 @@ CHAINS = {
     "features": lambda: chains.features(500, 4, 64, 3, 2),
     "gate": lambda: chains.gate(3, 700, 256),
     "emit": lambda: chains.emit(500, 4, 64),
+    "token_gates": lambda: chains.token_gates(500, 256, 4, 3),
     "heads": lambda: chains.heads(500, 128, 4, 64),
     "window": lambda: chains.window(512, 128, 4, 64, 64, 8),
 }

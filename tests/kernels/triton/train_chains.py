@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnemosyne.kernels import attention, network
+from mnemosyne.kernels import attention, gates, network
 from mnemosyne.kernels.positions import causal_conv, rotary_angles, rotate
 from tests.kernels.triton.train_cases import Tensors, differences, differentiated
 
@@ -157,6 +157,24 @@ def window(T: int, W: int, heads: int, head_dim: int, block: int, persistent: in
     return Chain(
         leaves | {f"persistent_{n}": normal(heads, persistent, head_dim) for n in "kv"}, fused, reference
     )
+
+
+def token_gates(T: int, dim: int, cells: int, kinds: int) -> Chain:
+    tops, epsilon = (0.5, 1.0, 0.9)[:kinds], 0.2
+
+    def fused(leaves: Tensors) -> Tensors:
+        from mnemosyne.kernels.triton import train_token_gates
+
+        made = train_token_gates.token_gates(*leaves.values(), tops, epsilon)
+        return {str(i): x for i, x in enumerate(made)}
+
+    def reference(leaves: Tensors) -> Tensors:
+        z = (leaves["u"] @ leaves["weight"].T + leaves["bias"]).transpose(1, 2)
+        parts = zip(z.chunk(kinds, 1), tops, strict=True)
+        return {str(i): gates.gate(x, top, epsilon) for i, (x, top) in enumerate(parts)}
+
+    leaves = {"u": normal(2, T, dim), "weight": 0.3 * normal(kinds * cells, dim)}
+    return Chain(leaves | {"bias": normal(kinds * cells)}, fused, reference)
 
 
 def worst(chain: Chain, change: Callable[[Tensor], Tensor], only: tuple[str, ...] = ()) -> tuple[float, str]:

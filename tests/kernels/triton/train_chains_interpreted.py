@@ -84,6 +84,11 @@ def test_window(shape: tuple[int, ...]) -> None:
     compared(chains.window(*shape))
 
 
+@pytest.mark.parametrize("shape", [(64, 64, 4, 3), (70, 96, 2, 3), (16, 128, 5, 2), (5, 40, 1, 1)], ids=str)
+def test_token_gates(shape: tuple[int, ...]) -> None:
+    compared(chains.token_gates(*shape))
+
+
 def in_bf16(chain: Chain, *names: str) -> Chain:
     """With these leaves in bf16, whose values they have then."""
 
@@ -103,8 +108,9 @@ def in_bf16(chain: Chain, *names: str) -> Chain:
         in_bf16(chains.gate(3, 70, 64), "y", "m"),
         in_bf16(chains.emit(64, 2, 32), "z"),
         in_bf16(chains.heads(64, 32, 2, 32), "product", "past_k", "past_v"),
+        in_bf16(chains.token_gates(64, 64, 4, 3), "u"),
     ],
-    ids="norm add swiglu features gate emit heads".split(),
+    ids="norm add swiglu features gate emit heads token_gates".split(),
 )
 def test_in_bf16(chain: Chain) -> None:
     with guarded_outputs():
