@@ -1,7 +1,5 @@
 """``attention.window_blocks`` with gradients: a program goes over the blocks that one block of queries sees,
-where they stand, forward and for the queries' gradient; another over the blocks that see one of keys.
-
-Scores are made again on the way back, from the sums that forward left. Knows no position but the start's.
+where they stand. ``train_window_back`` has the way back. Knows no position but the start's.
 """
 
 from __future__ import annotations
@@ -14,8 +12,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mnemosyne.kernels.triton.train_operand import operand
 from mnemosyne.kernels.triton.train_support import precision_of
+from mnemosyne.kernels.triton.train_window_back import (
+    key_gradient_kernel,
+    looks,
+    product,
+    query_gradient_kernel,
+)
 
 LOWEST: tl.constexpr = tl.constexpr(-1e30)
 """Below every score, and finite."""
@@ -28,24 +31,13 @@ KEY_GRADIENT = {"num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
-def _product(a, b, PRECISION: tl.constexpr):
-    return tl.dot(operand(a, PRECISION), operand(b, PRECISION), input_precision=PRECISION)
-
-
-@triton.jit
-def _seen(t, c, first, W: tl.constexpr):
-    """Whether queries ``t`` may look at keys ``c``, which broadcast: the last W, none before position 0."""
-    return (c > t) & (c <= t + W) & (first + c >= W)
-
-
-@triton.jit
 def _attended(found, top, total, qt, kt, vt, seen, scale, PRECISION: tl.constexpr):
     """Online softmax: what was found so far, its largest score and its sum, and a tile of keys more."""
-    scores = tl.where(seen, _product(qt, tl.trans(kt), PRECISION) * scale, float("-inf"))
+    scores = tl.where(seen, product(qt, tl.trans(kt), PRECISION) * scale, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
     weights = tl.exp(scores - higher[:, None])
     shrunk = tl.exp(top - higher)
-    found = found * shrunk[:, None] + _product(weights.to(vt.dtype), vt, PRECISION)
+    found = found * shrunk[:, None] + product(weights.to(vt.dtype), vt, PRECISION)
     return found, higher, total * shrunk + tl.sum(weights, 1)
 
 
@@ -92,138 +84,13 @@ def window_kernel(
     for j in range(W // L + 1):
         c = (tl.program_id(0) + j) * L + row
         at = (cell * (W + T) + c)[:, None] * D + d[None, :]
-        seen = _seen(t[:, None], c[None, :], first, W)
+        seen = looks(t[:, None], c[None, :], first, W)
         kt = tl.load(k + at)
         vt = tl.load(v + at)
         found, top, total = _attended(found, top, total, qt, kt, vt, seen, scale, PRECISION)
     out = y + ((b * T + t) * HEADS + h)[:, None] * D + d[None, :]
     tl.store(out, (found / total[:, None]).to(y.dtype.element_ty))
     tl.store(sums + cell * T + t, top + tl.log(total))
-
-
-@triton.jit
-def _score_gradients(qt, kt, vt, gt, log_sum, along, seen, scale, PRECISION: tl.constexpr):
-    """Of a tile of queries and one of keys: the weights, and the gradient of q k^T."""
-    scores = _product(qt, tl.trans(kt), PRECISION) * scale
-    weights = tl.where(seen, tl.exp(tl.where(seen, scores - log_sum[:, None], 0.0)), 0.0)
-    g_weights = _product(gt, tl.trans(vt), PRECISION)
-    return weights, weights * (g_weights - along[:, None]) * scale
-
-
-@triton.jit
-def query_gradient_kernel(
-    q,
-    k,
-    v,
-    persistent_k,
-    persistent_v,
-    start,
-    y,
-    sums,
-    g_y,
-    alongs,
-    g_q,
-    g_persistent_k,
-    g_persistent_v,
-    T,
-    scale,
-    HEADS: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    PERSISTENT: tl.constexpr,
-    D: tl.constexpr,
-    L: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """``g_y`` as y; ``alongs`` `[B, HEADS, T]`: y's part of it; ``g_persistent_*`` `[B, T / L, HEADS, P, D]`:
-    each program's share."""
-    cell = tl.program_id(1).to(tl.int64)
-    b = cell // HEADS
-    h = cell % HEADS
-    d = tl.arange(0, D)
-    row = tl.arange(0, L)
-    t = tl.program_id(0) * L + row
-    first = tl.load(start + b)
-    qt = tl.load(q + (cell * T + t)[:, None] * D + d[None, :])
-    beside = ((b * T + t) * HEADS + h)[:, None] * D + d[None, :]
-    gt = tl.load(g_y + beside)
-    along = tl.sum(gt.to(tl.float32) * tl.load(y + beside).to(tl.float32), 1)
-    tl.store(alongs + cell * T + t, along)
-    log_sum = tl.load(sums + cell * T + t)
-    g_qt = tl.zeros([L, D], tl.float32)
-    share = ((b * (T // L) + tl.program_id(0)) * HEADS + h) * P
-    for p0 in tl.static_range(0, P, PERSISTENT):
-        p = p0 + tl.arange(0, PERSISTENT)
-        here = (p < P)[:, None]
-        own = (h * P + p)[:, None] * D + d[None, :]
-        own_k = tl.load(persistent_k + own, mask=here, other=0.0)
-        own_v = tl.load(persistent_v + own, mask=here, other=0.0)
-        weights, g_own = _score_gradients(
-            qt, own_k, own_v, gt, log_sum, along, (p < P)[None, :], scale, PRECISION
-        )
-        g_own = g_own.to(qt.dtype)
-        g_qt += _product(g_own, own_k, PRECISION)
-        own = (share + p)[:, None] * D + d[None, :]
-        tl.store(g_persistent_k + own, _product(tl.trans(g_own), qt, PRECISION), mask=here)
-        tl.store(g_persistent_v + own, _product(tl.trans(weights.to(gt.dtype)), gt, PRECISION), mask=here)
-    for j in range(W // L + 1):
-        c = (tl.program_id(0) + j) * L + row
-        at = (cell * (W + T) + c)[:, None] * D + d[None, :]
-        seen = _seen(t[:, None], c[None, :], first, W)
-        kt = tl.load(k + at)
-        vt = tl.load(v + at)
-        _, g_scores = _score_gradients(qt, kt, vt, gt, log_sum, along, seen, scale, PRECISION)
-        g_qt += _product(g_scores.to(kt.dtype), kt, PRECISION)
-    tl.store(g_q + (cell * T + t)[:, None] * D + d[None, :], g_qt.to(g_q.dtype.element_ty))
-
-
-@triton.jit
-def key_gradient_kernel(
-    q,
-    k,
-    v,
-    start,
-    sums,
-    g_y,
-    alongs,
-    g_k,
-    g_v,
-    T,
-    scale,
-    HEADS: tl.constexpr,
-    W: tl.constexpr,
-    D: tl.constexpr,
-    L: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The gradients of one block of keys and values; nothing looks at those before position 0."""
-    cell = tl.program_id(1).to(tl.int64)
-    b = cell // HEADS
-    h = cell % HEADS
-    d = tl.arange(0, D)
-    row = tl.arange(0, L)
-    block = tl.program_id(0)
-    c = block * L + row
-    at = (cell * (W + T) + c)[:, None] * D + d[None, :]
-    first = tl.load(start + b)
-    kt = tl.load(k + at)
-    vt = tl.load(v + at)
-    g_kt = tl.zeros([L, D], tl.float32)
-    g_vt = tl.zeros([L, D], tl.float32)
-    low = tl.maximum(block - W // L, 0)
-    high = tl.minimum(block + 1, T // L)
-    for i in range(low, high):
-        t = i * L + row
-        qt = tl.load(q + (cell * T + t)[:, None] * D + d[None, :])
-        gt = tl.load(g_y + ((b * T + t) * HEADS + h)[:, None] * D + d[None, :])
-        log_sum = tl.load(sums + cell * T + t)
-        along = tl.load(alongs + cell * T + t)
-        seen = _seen(t[:, None], c[None, :], first, W)
-        weights, g_scores = _score_gradients(qt, kt, vt, gt, log_sum, along, seen, scale, PRECISION)
-        g_vt += _product(tl.trans(weights.to(gt.dtype)), gt, PRECISION)
-        g_kt += _product(tl.trans(g_scores.to(qt.dtype)), qt, PRECISION)
-    tl.store(g_k + at, g_kt.to(g_k.dtype.element_ty))
-    tl.store(g_v + at, g_vt.to(g_v.dtype.element_ty))
 
 
 class _Window(torch.autograd.Function):
