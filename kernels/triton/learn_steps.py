@@ -167,6 +167,7 @@ def move(m, s, left, for_m, for_s, a, f, e):
     new = warpgroup_mma(left, for_m, a * m + f * past, is_async=True)
     carried = warpgroup_mma(left, for_s, e * past, is_async=True)
     new, carried = warpgroup_mma_wait(0, deps=[new, carried])
+    barrier()  # whatever is put where operands lay, no other warp's product reads them any more
     s.store(_settle(carried).to(KIND))
     new = _settle(new)
     step = new - m
