@@ -1,5 +1,5 @@
-"""Back through attention over a window: a program goes over the blocks that one block of queries sees, or over
-the blocks of queries that see one of keys. Scores are made again, from the sums that forward left.
+"""Back through attention over a window: a program goes over the blocks that one block of queries sees, or
+over the blocks of queries that see one of keys. Scores are made again, from the sums that forward left.
 Counterpart of ``train_window``; knows no position but the start's."""
 
 from __future__ import annotations
