@@ -26,13 +26,15 @@ class History:
                 for layer in model.initial_layers(rows)
             ]
 
-    @torch.no_grad()
     def read(self, tokens: Tensor, restarts: Tensor) -> None:
-        """The sessions read ``tokens`` `[B, n chunk]`, those that restart as their first."""
+        """The sessions read ``tokens`` `[B, n chunk]`, those that restart as their first.
+
+        No gradient is taken, but with gradients off the kernels of a GPU would be those that serve, which
+        are made for other sizes."""
         after = self._model(tokens, self.layers(restarts)).layers
         for kept, layer in zip(self._layers, after, strict=True):
             for name, tensor in kept.items():
-                tensor.copy_(layer[name])
+                tensor.copy_(layer[name].detach())
 
     def layers(self, begins: Tensor) -> list[State]:
         """What rows begin with: the sessions' states, or fresh ones where ``begins`` `[B]`."""

@@ -52,8 +52,7 @@ class DocumentReader:
     def _texts(self) -> Iterator[Block]:
         blocks = TextBlocks()
         for data in self._spooled():
-            for text in blocks.feed(data, final=self._offset == self._length):
-                yield self._tokenizer.block(text)
+            yield from self._tokenizer.blocks(list(blocks.feed(data, final=self._offset == self._length)))
 
     def _ids(self) -> Iterator[Block]:
         for data in self._spooled():

@@ -126,8 +126,13 @@ class TextTokenizer:
         """Ids as a document of this text has them."""
         return tuple(i for block in TextBlocks().feed(text.encode(), True) for i in self.encode(block))
 
-    def block(self, text: str) -> Block:
-        return Block(self.encode(text), len(text.encode()))
+    def blocks(self, texts: Sequence[str]) -> list[Block]:
+        """Of a document's blocks, each encoded by itself, on all cores and without Python's lock."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            Block(tuple(encoding.ids), len(text.encode()))
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
     def token_bytes(self, token: int) -> bytes:
         """What a token stands for; nothing for an id outside the vocabulary or a special one."""

@@ -27,14 +27,13 @@ def test_sessions_go_on_and_restart(variant: str, settings: Settings) -> None:
     history.read(text(1), torch.tensor([False, False, False]))
     history.read(text(2), torch.tensor([False, True, False]))
     # What attention and the convolutions see begins with every text; the memory goes on.
-    with torch.no_grad():
-        both = model(text(1)).layers
-        for layer, fresh in zip(both, model.initial_layers(3), strict=True):
-            kept = {name for name in layer if name.startswith(("memory.", "momentum."))}
-            layer |= {name: tensor for name, tensor in fresh.items() if name not in kept}
-            if variant == "mac":
-                layer["segment_memory.0"] = layer["memory.0"]
-        both, anew = model(text(2), both).layers, model(text(2)).layers
+    both = model(text(1)).layers
+    for layer, fresh in zip(both, model.initial_layers(3), strict=True):
+        kept = {name for name in layer if name.startswith(("memory.", "momentum."))}
+        layer |= {name: tensor for name, tensor in fresh.items() if name not in kept}
+        if variant == "mac":
+            layer["segment_memory.0"] = layer["memory.0"]
+    both, anew = model(text(2), both).layers, model(text(2)).layers
     found = history.layers(torch.tensor([True, False, False]))
     for i, layer in enumerate(found):
         for name in ("memory.0", "momentum.0", *(("segment_memory.0",) if variant == "mac" else ())):

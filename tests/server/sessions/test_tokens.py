@@ -40,6 +40,10 @@ def test_a_document_has_the_ids_of_its_text() -> None:
     text = TEXT * 30
     assert tokenizer().encode_document(text) == tokenizer().encode(text)
     assert tokenizer().decode(tokenizer().encode_document(AWKWARD)) == AWKWARD
+    texts = list(TextBlocks().feed(AWKWARD.encode(), True))
+    blocks = tokenizer().blocks(texts)
+    assert [block.ids for block in blocks] == [tokenizer().encode(text) for text in texts]
+    assert sum(block.nbytes for block in blocks) == len(AWKWARD.encode())
 
 
 def test_reading_may_begin_again_at_any_blocks_end() -> None:
