@@ -143,14 +143,14 @@ class Runner:
         next batch. Waits where no row can go on without, and for what no row waits for any more."""
         while True:
             if self._under_way is not None and self._under_way.commit.ended():
-                self._take_commit()
+                self._take_commit(rows)
             full = [row for row in rows if self.commits_next(row)]
             if self._under_way is None:
                 if not full:
                     return
                 self._begin_commit(full[: self._model.beside])
             elif len(full) == len(rows):
-                self._take_commit()
+                self._take_commit(rows)
             else:
                 return
 
@@ -168,8 +168,9 @@ class Runner:
         for row in rows:
             row.committing, row.open = True, None
 
-    def _take_commit(self) -> None:
-        """When it has ended."""
+    def _take_commit(self, here: Sequence[Decoding]) -> None:
+        """When it has ended. What ran out of memory costs nobody ``here`` who has no part in it: its own rows
+        begin again in a step of theirs."""
         assert self._under_way is not None
         (rows, commit), self._under_way = self._under_way, None
         for row in rows:
@@ -181,7 +182,13 @@ class Runner:
                 return outcomes(states, *commit.result(), self.chunk)
             return self.commit([row.state for row in some], [row.state.pending for row in some])
 
-        for row, outcome in zip(rows, _isolate(rows, take), strict=True):
+        try:
+            found = _isolate(rows, take)
+        except torch.OutOfMemoryError:
+            if set(rows).isdisjoint(here):
+                return
+            raise
+        for row, outcome in zip(rows, found, strict=True):
             if isinstance(outcome, Committed):
                 row.state, row.trace = outcome.state, list(outcome.trace)
             else:

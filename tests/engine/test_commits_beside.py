@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import weakref
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from mnemosyne.engine.messages import (
     Release,
     Token,
 )
+from mnemosyne.engine.runner import Decoding, Runner
 from mnemosyne.engine.scheduler import Limits
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.tiers import Budgets
@@ -287,6 +289,28 @@ def test_a_commit_that_runs_out_of_memory_is_begun_again(late: bool) -> None:
     events = drain(engine, *requests)
     assert not failures
     check_all(engine, events, *lengths)
+
+
+def test_what_a_commit_lacked_memory_for_costs_no_other_session() -> None:
+    """It runs out of memory in a step that its session isn't in."""
+    model = SlowModel()
+    runner = Runner(model)
+    initial = model.initial_state()
+    full = Decoding(dataclasses.replace(initial, pending=ids(CHUNK), kinds=bytes(CHUNK)), next=7)
+    other = Decoding(dataclasses.replace(initial, pending=ids(1, 1), kinds=bytes(1)), next=7)
+    missed, answered = runner.decode([full, other])
+    assert missed is None and answered is not None
+    model.commits[0]._error, model.commits[0].told = torch.OutOfMemoryError("now"), True
+    other.next = 7
+    (answered,) = runner.decode([other])
+    assert not (answered is None or isinstance(answered, Exception)) and not runner.committing
+    (answered,) = runner.decode([full])
+    assert not (answered is None or isinstance(answered, Exception)) and len(model.commits) == 2
+    assert full.state.position == CHUNK
+    full.state, full.next = dataclasses.replace(full.state, pending=ids(CHUNK), kinds=bytes(CHUNK)), 7
+    runner.decode([full, other])
+    model.commits[2]._error = torch.OutOfMemoryError("again")
+    assert runner.decode([]) == [] and not runner.committing, "nobody waits for it"
 
 
 def roomy(device: Device, model: FakeModel) -> Engine:
