@@ -9,6 +9,7 @@ ended. Knows no row and no request.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -45,18 +46,21 @@ class Beside:
                 graphs=graphs,
                 lanes=1,
             )
-        self._newest: Streamed | None = None
+        self._newest: weakref.ref[Streamed] | None = None
+        """Not kept: its states, old and new, are those of whoever waits for it."""
 
     def commit(self, states: Sequence[SessionState], tokens: Tensor) -> Streamed:
         """Of one chunk `[B, chunk]`, on the host, B no more than ``SESSIONS``. The one before has ended."""
-        self._newest = Streamed(self._reader, self._stream, self._layout, self._device, states, tokens)
-        return self._newest
+        made = Streamed(self._reader, self._stream, self._layout, self._device, states, tokens)
+        self._newest = weakref.ref(made)
+        return made
 
     def launch(self) -> None:
         """Give the device what was begun, if it doesn't have it yet."""
-        if self._newest is not None:
-            self._newest.launch()
-            self._newest = None
+        newest = None if self._newest is None else self._newest()
+        if newest is not None:
+            newest.launch()
+        self._newest = None
 
 
 class Streamed:

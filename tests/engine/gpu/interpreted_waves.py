@@ -6,6 +6,7 @@ costs milliseconds here, so models are as small as they can be and still have tw
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -219,6 +220,16 @@ def test_what_a_launch_raises_is_told_by_the_commit_alone(monkeypatch: pytest.Mo
     (want,), _ = gpu.prefill([state], text(1, 1))
     again = gpu.commit_beside([state], text(1, 1))
     assert same_bits(again.result()[0][0], want)
+
+
+def test_a_commit_is_kept_by_nobody_but_who_began_it() -> None:
+    """Its states old and new are most of a device's memory."""
+    model, gpu = made(tiny("lmm", layers=1))
+    commit = gpu.commit_beside(sessions(model, [(1, 0)]), text(1, 1))
+    commit.result()
+    there = weakref.ref(commit)
+    del commit
+    assert there() is None
 
 
 def test_a_session_whose_chunk_is_committed_beside_another_decodes_as_alone() -> None:
