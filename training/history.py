@@ -37,11 +37,14 @@ class History:
                 tensor.copy_(layer[name].detach())
 
     def layers(self, begins: Tensor) -> list[State]:
-        """What rows begin with: the sessions' states, or fresh ones where ``begins`` `[B]`."""
-        own = begins.view(-1, 1, 1, 1)
+        """What rows begin with: the sessions' states, or fresh ones where ``begins`` `[B]`, and where a
+        state isn't finite any more: it would take every gradient with it until its session restarts."""
+        kept = [tensor for layer in self._layers for tensor in layer.values()]
+        finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in kept]).all(0)
+        own = (begins | ~finite).view(-1, 1, 1, 1)
         made = self._model.initial_layers(self._rows)
-        for kept, layer in zip(self._layers, made, strict=True):
-            for name, tensor in kept.items():
+        for read, layer in zip(self._layers, made, strict=True):
+            for name, tensor in read.items():
                 layer[name] = torch.where(own, layer[name], tensor)
                 if f"segment_{name}" in layer:
                     layer[f"segment_{name}"] = layer[name]

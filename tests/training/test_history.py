@@ -44,6 +44,22 @@ def test_sessions_go_on_and_restart(variant: str, settings: Settings) -> None:
             assert not torch.equal(layer[name][2], layer[name][1])
 
 
+def test_a_session_that_is_not_finite_begins_anew(settings: Settings) -> None:
+    """It would take every step's gradient with it until it restarts, which may be millions of tokens."""
+    model = build(dataclasses.replace(settings, depth=1))
+    history = History(model, 3)
+    none = torch.tensor([False, False, False])
+    history.read(text(1), none)
+    history._layers[-1]["momentum.0"][1, 0, 2, 3] = torch.inf
+    found, fresh = history.layers(none), model.initial_layers(3)
+    for i, layer in enumerate(found):
+        for name in ("memory.0", "momentum.0"):
+            assert torch.equal(layer[name][1], fresh[i][name][1])
+            assert torch.equal(layer[name][[0, 2]], history._layers[i][name][[0, 2]])
+    history.read(text(2), none)
+    assert all(x.isfinite().all() for layer in history.layers(none) for x in layer.values())
+
+
 def test_a_history_changes_what_a_row_is_read_with(settings: Settings) -> None:
     settings = dataclasses.replace(settings, theta_max=0.5, norm=False, depth=1)
     step, rows = Step(build(settings), settings), sampler(settings, 1)
