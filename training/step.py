@@ -102,7 +102,8 @@ class Step:
         return values
 
     def _capture(self) -> Callable[[], Tensor]:
-        self.lr.zero_()  # the warm-up runs touch nothing but Adam's averages, with real gradients
+        # The warm-up runs touch nothing but Adam's averages, with real gradients, and what was read before.
+        self.lr.zero_()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
