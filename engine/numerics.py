@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import time
 from typing import Literal
@@ -75,10 +76,18 @@ def describe(
         "device": device.type,
         "kind": kind,
         "compute": str(compute).removeprefix("torch."),
-        "kernels": REVISIONS[computes],
+        "kernels": REVISIONS[computes] + (_compiler() if computes == "triton" else ""),
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _compiler() -> str:
+    """What makes code of the kernels, and decides which of them there are (``learn_resident``)."""
+    try:
+        return f", compiled by {importlib.metadata.version('triton')}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def fingerprint(numerics: dict[str, str]) -> str:

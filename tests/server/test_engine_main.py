@@ -140,6 +140,9 @@ def test_what_computes_is_part_of_the_numerics(
     other = make_engine(checkpoint.path, precision="float32", threads=1).info
     differing = {name for name, fact in reference.numerics.items() if other.numerics[name] != fact}
     assert differing == {"kernels"} and reference.numerics_fingerprint != other.numerics_fingerprint
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"another {name}")
+    newer = make_engine(checkpoint.path, precision="float32", threads=1).info
+    assert newer.numerics_fingerprint != other.numerics_fingerprint, "another compiler, other bits"
 
 
 def test_the_precision_is_part_of_the_numerics(checkpoint: Checkpoint) -> None:
