@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -40,3 +40,10 @@ def test_a_gradient_that_differs_has_no_number(
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not told["correct"] and len(told["lines"]) == 1 and "value" not in told["lines"][0]
     assert "conv is off by 1.0e-02" in json.dumps(told)
+
+
+def test_a_device_on_which_no_kernel_runs_has_no_number(script: Callable[[str], ModuleType]) -> None:
+    bench = script("bench_training")
+    card = SimpleNamespace(device=torch.device("cpu"), trial=False)
+    with pytest.raises(bench.CheckFailed, match="don't run here"):
+        bench.check(card, bench.settings(2, 64, 256), 256)
