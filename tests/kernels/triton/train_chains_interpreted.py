@@ -21,6 +21,7 @@ SMALL = {"layers": 2, "chunk": 16, "window": 32, "vocabulary": 64, "persistent":
 SETTINGS = {
     "mag": Settings(**SMALL, dim=128, depth=1, norm=False, clip=16.0, theta_max=0.5),
     "mal": Settings(**SMALL, dim=64, depth=1, norm=False, residual=False, variant="mal", rule="gated_delta"),
+    "mac": Settings(**SMALL, dim=64, depth=1, norm=False, clip=16.0, theta_max=0.5, variant="mac"),
 }
 
 
