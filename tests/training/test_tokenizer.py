@@ -6,7 +6,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from mnemosyne.training import facts
+from mnemosyne.training.babilong.stories import PERSONS
 from mnemosyne.training.tokenizer import fact_text, single_tokens, train
+
+from .babilong.test_stories import moves, told
 
 HARD = [
     "",
@@ -64,6 +67,15 @@ def test_training_one_gives_a_tokenizer_that_round_trips() -> None:
     made = train([facts.demo_text(20_000)], sentences=500)
     for text in HARD:
         assert made.decode(made.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_the_words_of_stories_are_single_tokens() -> None:
+    """Of whomever rows tell them, not of bAbI's own people alone."""
+    text, stories = [facts.demo_text(200_000)], told(moves(100))
+    words = [*PERSONS, "went"]
+    assert len(single_tokens(train(text, vocabulary=1000, sentences=0), iter(words))) > len(words) // 2
+    made = train(text, stories, vocabulary=1000, sentences=0)
+    assert made.get_vocab_size() == 1000 and single_tokens(made, iter(words)) == []
 
 
 def test_its_training_text_has_no_held_out_fact() -> None:
