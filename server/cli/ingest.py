@@ -54,18 +54,30 @@ def ingest(
     """Let a session read files, in the order given."""
     read: list[dict[str, Any]] = []
     with failures_as_one_line(), Client(url, key) as client, reading_progress() as progress:
+        new = session is None
         if session is None:
             session = str(client.create_session()["id"])
             errors.print(f"new session {session}", highlight=False)
-        for file in files:
-            length = file.stat().st_size
-            task = progress.add_task(file.name, total=length)
-            document = client.create_document(session, file.name, length)
-            with file.open("rb") as source:
-                client.upload(session, document["id"], source, length)
-            read.append(wait_until_read(client, session, document["id"], progress, task))
+        try:
+            for file in files:
+                read.append(_ingest(client, session, file, progress))
+        except ApiError:
+            if new and not read:
+                client.delete_session(session, erase=True)
+                errors.print(f"session {session} has read nothing and is deleted", highlight=False)
+            raise
         state = client.session(session)
     if json:
         print_json({"session": state, "documents": read})
     else:
         output.print(f"session {session} has read {state['tokens_seen']} tokens, version {state['version']}")
+
+
+def _ingest(client: Client, session: str, file: Path, progress: Progress) -> dict[str, Any]:
+    """The document, once it is absorbed. Raises as ``wait_until_read``."""
+    length = file.stat().st_size
+    task = progress.add_task(file.name, total=length)
+    document = client.create_document(session, file.name, length)
+    with file.open("rb") as source:
+        client.upload(session, document["id"], source, length)
+    return wait_until_read(client, session, document["id"], progress, task)

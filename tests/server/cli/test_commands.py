@@ -127,7 +127,16 @@ def test_an_error_of_the_server_keeps_its_code(server: RunningServer, tmp_path: 
 def test_a_document_that_is_not_text_is_an_error(server: RunningServer, tmp_path: Path) -> None:
     file = tmp_path / "picture.bin"
     file.write_bytes(b"good so far \xff\xfe")
-    assert "12" in mnemosyne(server, "ingest", str(file), status=1)
+    good = tmp_path / "text.txt"
+    good.write_text("A text that can be read.")
+    with Client(server.url) as client:
+        before = len(list(client.sessions()))
+        said = mnemosyne(server, "ingest", str(file), status=1)
+        assert "12" in said and "read nothing and is deleted" in said
+        assert len(list(client.sessions())) == before
+        said = mnemosyne(server, "ingest", str(good), str(file), status=1)
+        assert "12" in said and "deleted" not in said
+        assert len(list(client.sessions())) == before + 1
 
 
 def test_a_flag_of_serve_is_the_setting_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
