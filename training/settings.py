@@ -13,7 +13,7 @@ from mnemosyne.engine.config import MemoryConfig, ModelConfig, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Those of the shipped checkpoint are in ``docs/checkpoint.md``. Durations in minutes, lengths in tokens."""
+    """``docs/checkpoint.md`` has the shipped checkpoint's. Durations in minutes, lengths in tokens."""
 
     minutes: float = 8.0
     """Wall clock, the end of which the learning rate's decay aims at."""
