@@ -65,8 +65,19 @@ def draw_before(sampler: Rows, rows: int, length: int, share: float, tokens: int
     return Before(read.astype(np.uint16), restarts < length / tokens, begins >= share)
 
 
-def sampler(settings: Settings, seed: int) -> Rows:
+def tokenizer_of(settings: Settings) -> Tokenizer:
+    """Raises ValueError where it isn't the one that the model is made for."""
     tokenizer = Tokenizer.from_file(str(settings.tokenizer))
+    if tokenizer.get_vocab_size() != settings.vocabulary:
+        raise ValueError(
+            f"{settings.tokenizer} has {tokenizer.get_vocab_size()} tokens, and the model is to have "
+            f"{settings.vocabulary} (--vocabulary)"
+        )
+    return tokenizer
+
+
+def sampler(settings: Settings, seed: int) -> Rows:
+    tokenizer = tokenizer_of(settings)
     streams = {name: corpus.load(settings.data, name) for name in SHARES}
     invented = Sampler(tokenizer, [(streams[name], share) for name, share in SHARES.items()], seed)
     if settings.babi is None:
@@ -93,6 +104,7 @@ class Feed:
     """``with Feed(settings, noise, length) as feed: feed.get()``; ``steer`` moves the curriculum."""
 
     def __init__(self, settings: Settings, noise: float, length: int, round_: int) -> None:
+        tokenizer_of(settings)  # what a worker raises nobody hears
         context = mp.get_context("spawn")
         self._noise = context.Value("d", noise)
         self._length = context.Value("i", length)

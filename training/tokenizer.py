@@ -5,7 +5,7 @@ Every byte sequence that is UTF-8 comes back as it was: there is no normalizer, 
 special token. No piece that BPE sees is longer than 32 characters, so any text can be tokenized as it
 arrives.
 
-    python -m mnemosyne.training.tokenizer --out checkpoints/mnemosyne-1/tokenizer.json
+    python -m mnemosyne.training.tokenizer --out build/tokenizer.json
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tokenizer.")
     parser.add_argument("--data", help=f"folder with {corpus.BOOKS}")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/mnemosyne-1/tokenizer.json"))
+    parser.add_argument("--out", type=Path, default=Path("build/tokenizer.json"))
     args = parser.parse_args()
     data = corpus.data_folder(args.data)
     book_text, held_out = corpus.books(data)

@@ -141,6 +141,11 @@ def test_the_learning_rate_warms_up_holds_and_falls(settings: Settings) -> None:
     assert rates == pytest.approx([settings.lr / 5, settings.lr, settings.lr / 2, settings.lr / 100])
 
 
+def test_a_tokenizer_of_another_size_is_refused(settings: Settings) -> None:
+    with pytest.raises(ValueError, match="has 4096 tokens, and the model is to have 512"):
+        train(dataclasses.replace(settings, vocabulary=512))
+
+
 def test_rows_within_the_reach_of_attention_are_refused(settings: Settings) -> None:
     dataclasses.replace(settings, lengths="32:1e9", layers=1)
     with pytest.raises(ValueError, match="32 tokens back.*rows of 32"):
