@@ -68,6 +68,19 @@ def _document(path: Path) -> str:
     return text[:60_000] if len(text) >= 500 else ""
 
 
+def standard_docs(limit: int) -> str:
+    """Documentation of the standard library without the demo's modules, whole modules until there are
+    ``limit`` characters."""
+    chosen: list[str] = []
+    size = 0
+    for text in filter(None, map(_document, standard_sources())):
+        if size >= limit:
+            break
+        chosen.append(text)
+        size += len(text)
+    return "\n\n".join(chosen) + "\n"
+
+
 def docs(limit: int = DOCS_BYTES) -> str:
     """Documentation of the standard library (without the demo's modules) and of the installed packages.
 

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mnemosyne.training.corpus import Stream
-from mnemosyne.training.facts import ADJECTIVES, NOUNS, PROMPT, QUESTION, RELATIONS, Relation, pairs
+from mnemosyne.training.facts import ADJECTIVES, NOUNS, PROMPT, QUESTION, RELATIONS, Relation, Split, pairs
 from mnemosyne.training.rows import Batch, Rows
 
 MAX_FACTS = 48
@@ -45,9 +45,15 @@ class _Told:
 
 
 class Sampler(Rows):
-    def __init__(self, tokenizer: Tokenizer, streams: Sequence[tuple[Stream, float]], seed: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        streams: Sequence[tuple[Stream, float]],
+        seed: int,
+        split: Split = "train",
+    ) -> None:
         super().__init__(tokenizer, streams, seed)
-        self._pairs = pairs("train")
+        self._pairs = pairs(split)
         self._by_relation = [[p for p in self._pairs if p[1] is r] for r in RELATIONS]
         words = {
             *ADJECTIVES,

@@ -38,3 +38,8 @@ def test_the_demos_text_is_no_training_text() -> None:
     assert {"heapq.py", "shutil.py"} <= sources
     demo = {f"{name}{end}" for name in DEMO_MODULES for end in (".py", "/__init__.py")}
     assert not sources & {"pydoc_data/topics.py", *demo}
+
+
+def test_the_standard_librarys_documentation_comes_in_whole_modules() -> None:
+    short, long = corpus.standard_docs(20_000), corpus.standard_docs(60_000)
+    assert 20_000 <= len(short) < len(long) and long.startswith(short.rstrip("\n"))

@@ -61,7 +61,7 @@ def cells(table: Table) -> list[float]:
     return found
 
 
-def test_there_are_the_seven_experiments_and_one_that_reads_files() -> None:
+def test_there_are_the_seven_experiments_and_one_that_trains_models() -> None:
     assert tuple(EXPERIMENTS) == (*NAMES, "recipe")
 
 

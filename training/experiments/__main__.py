@@ -2,7 +2,7 @@
 
 python -m mnemosyne.training.experiments [names] [--size small|full] [--device cpu|cuda] [--out FOLDER]
 
-``recipe`` reads files, which ``--data`` and ``--babi`` name; all without any leaves it out where they don't.
+``recipe`` trains whole models, which takes longer than all others together: all without any leaves it out.
 ``--stage run`` writes only the numbers, as JSON, and needs no matplotlib; ``--stage draw`` makes tables and
 figures of the numbers that are there.
 """
@@ -38,9 +38,9 @@ EXPERIMENTS: dict[str, tuple[dict[str, Any], Callable[..., tuple[list[Table], li
 """Name -> settings by size, and what runs one on a device."""
 
 
-def run(name: str, size: str, device: torch.device, *sources: recipe.Sources) -> Result:
+def run(name: str, size: str, device: torch.device, *runs: Path) -> Result:
     settings, experiment = EXPERIMENTS[name]
-    tables, panels = experiment(settings[size], device, *sources)
+    tables, panels = experiment(settings[size], device, *runs)
     return Result(
         name=name,
         size=size,
@@ -51,36 +51,21 @@ def run(name: str, size: str, device: torch.device, *sources: recipe.Sources) ->
     )
 
 
-def _part(text: str) -> tuple[int, int]:
-    number, parts = map(int, text.split("/"))
-    if not 1 <= number <= parts:
-        raise ValueError(text)
-    return number, parts
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="mnemosyne.training.experiments", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; all without any")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--size", choices=("tiny", "small", "full"), default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/experiments"))
     parser.add_argument("--stage", choices=("all", "run", "draw"), default="all")
-    parser.add_argument("--data", type=Path, help="recipe: the folder of training.corpus's token files")
-    parser.add_argument("--babi", type=Path, help="recipe: the folder of bAbI's files")
-    parser.add_argument("--part", type=_part, default=(1, 1), help="recipe: 1/2 for every second of its runs")
     given = parser.parse_args()
     if unknown := set(given.names) - set(EXPERIMENTS):
         parser.error(f"there is no experiment {', '.join(sorted(unknown))}")
-    reads = bool(given.data and given.babi)
-    if "recipe" in given.names and given.stage != "draw" and not reads:
-        parser.error("recipe needs --data and --babi")
-    for name in given.names or [name for name in EXPERIMENTS if reads or name != "recipe"]:
+    for name in given.names or [name for name in EXPERIMENTS if name != "recipe"]:
         if given.stage != "draw":
             started = time.perf_counter()
-            sources = []
-            if name == "recipe":
-                sources = [recipe.Sources(given.data, given.babi, given.out / "recipe.jsonl", given.part)]
-            report.save(run(name, given.size, torch.device(given.device), *sources), given.out)
+            runs = [given.out / "recipe.jsonl"] if name == "recipe" else []
+            report.save(run(name, given.size, torch.device(given.device), *runs), given.out)
             print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
         if given.stage != "run":
             from mnemosyne.training.experiments import figures  # only here: a GPU machine may lack matplotlib

@@ -1,89 +1,68 @@
-"""What matters when a model is trained to remember bAbI's facts among book text?
+"""What matters when a model is trained to remember invented facts among other text?
 
-Short runs of equal length on the same rows, each with one difference from the base recipe, judged by
-validation stories in rows as long as those of training and in rows eight times as long with eight times the
-noise. A run is written to a file as it ends, and those that are there aren't made again.
+Short runs of equal length on the same rows, each with one difference from the base recipe, judged by facts
+that no training tells, in rows as long as those of training and in rows eight times as long with eight times
+the noise. A run is written to a file as it ends, and those that are there aren't made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mnemosyne.training.experiments import recipe_rows, recipe_run, recipe_tables
 from mnemosyne.training.experiments.recipe_changes import LONGER, SETTINGS, Change, Setting, changes
-from mnemosyne.training.experiments.recipe_run import RunSettings
 from mnemosyne.training.experiments.recipe_tables import Row
 from mnemosyne.training.experiments.report import Panel, Table
 from mnemosyne.training.feed import Arrays
 
-__all__ = ["SETTINGS", "Sources", "run"]
+__all__ = ["SETTINGS", "run"]
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where the rows come from, where the runs go, and which of all runs are to be made."""
-
-    data: Path
-    """Folder of ``training.corpus``'s token files."""
-    babi: Path
-    runs: Path
-    """File with a line of JSON a run; the processes of all parts write to one."""
-    part: tuple[int, int] = (1, 1)
-    """(number, of how many)."""
-
-    def settings(self, change: Change, setting: Setting) -> RunSettings:
-        return change.applied(setting, self.data, self.babi)
-
-
-def run(setting: Setting, device: torch.device, sources: Sources) -> tuple[list[Table], list[Panel]]:
-    """Make what of this part isn't there yet, and tables of all that is. A run that fails is told of and made
-    again next time."""
-    number, parts = sources.part
+def run(setting: Setting, device: torch.device, runs: Path) -> tuple[list[Table], list[Panel]]:
+    """Make what isn't in ``runs`` yet, a file with a line of JSON a run, and tables of all that is. A run
+    that fails is told of and made again next time."""
     every = changes(setting)
-    there = finished(setting, sources.runs)
-    todo = [change for change in every[number - 1 :: parts] if change.name not in there]
+    there = finished(setting, runs)
+    todo = [change for change in every if change.name not in there]
     if todo:
-        sources.runs.parent.mkdir(parents=True, exist_ok=True)
-        with sources.runs.open("a", encoding="utf-8") as file:
-            file.write("\n" * cut_off(sources.runs))
-            for row in made(setting, device, sources, todo):
+        runs.parent.mkdir(parents=True, exist_ok=True)
+        with runs.open("a", encoding="utf-8") as file:
+            file.write("\n" * cut_off(runs))
+            for row in made(setting, device, todo):
                 file.write(f"{json.dumps(row)}\n")
-                file.flush()  # in one piece: another part writes to the file too
-        there = finished(setting, sources.runs)
+                file.flush()
+        there = finished(setting, runs)
     return recipe_tables.tables(setting, every, there), recipe_tables.panels(setting, every, there)
 
 
-def made(setting: Setting, device: torch.device, sources: Sources, todo: Sequence[Change]) -> Iterator[Row]:
+def made(setting: Setting, device: torch.device, todo: Sequence[Change]) -> Iterator[Row]:
     """A row for every change, as its run ends."""
-    sizes = [
-        (setting.judged, setting.length, setting.noise),
-        (-(-setting.judged // 4), LONGER * setting.length, LONGER * setting.noise),
+    s = setting
+    maker = recipe_rows.prepare(s.text)
+    judged = [
+        maker.judged(s.judged, s.length, s.noise),
+        maker.judged(-(-s.judged // 4), LONGER * s.length, LONGER * s.noise),
     ]
     rows: dict[int, list[Arrays]] = {}
-    with ProcessPoolExecutor(setting.workers, multiprocessing.get_context("spawn")) as pool:
-        judged = recipe_rows.judged(pool, sources.settings(todo[0], setting), sizes)
-        for change in todo:
-            settings = sources.settings(change, setting)
+    for change in todo:
+        try:
+            settings = change.applied(s, maker.tokenizer.get_vocab_size())
             if settings.seed not in rows:
-                rows[settings.seed] = recipe_rows.trained(pool, settings, setting.steps)
-            try:
-                found = recipe_run.run(settings, device, rows[settings.seed], judged, setting.far)
-            except Exception:  # whatever it is: it costs no other run
-                print(f"{change.name}: failed", flush=True)
-                traceback.print_exc()
-                continue
-            row = {"name": change.name, "setting": dataclasses.asdict(setting), **found}
-            print(recipe_tables.summary(row), flush=True)
-            yield row
+                rows[settings.seed] = maker.trained(settings.seed, s.steps, s.step_tokens, s.length, s.noise)
+            found = recipe_run.run(settings, device, rows[settings.seed], judged, s.far)
+        except Exception:  # whatever it is: it costs no other run
+            print(f"{change.name}: failed", flush=True)
+            traceback.print_exc()
+            continue
+        row = {"name": change.name, "setting": dataclasses.asdict(s), **found}
+        print(recipe_tables.summary(row), flush=True)
+        yield row
 
 
 def cut_off(path: Path) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mnemosyne.training.experiments.recipe_run import RunSettings
@@ -17,7 +16,8 @@ BASE = "base"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    tasks: str
+    text: int
+    """Bytes of documentation to learn from, and of other documentation to be judged by."""
     layers: int
     dim: int
     window: int
@@ -29,20 +29,18 @@ class Setting:
     step_tokens: int
     judged: int
     """Rows of the trained length; a quarter as many longer ones."""
-    workers: int
-    bf16: bool
-    """On a CPU; a GPU always."""
 
     @property
     def far(self) -> int:
-        """Tokens beyond which attention reaches in no run: one has windows twice as wide."""
+        """Tokens beyond which attention reaches in no run: some have windows twice as wide, one has twice as
+        many layers."""
         return 2 * self.layers * self.window
 
 
 SETTINGS = {
     "tiny": Setting(
-        tasks="1",
-        layers=2,
+        text=100_000,
+        layers=1,
         dim=64,
         window=16,
         chunk=16,
@@ -51,36 +49,30 @@ SETTINGS = {
         steps=3,
         step_tokens=256,
         judged=16,
-        workers=1,
-        bf16=False,
     ),
     "small": Setting(
-        tasks="1-5",
-        layers=2,
+        text=300_000,
+        layers=1,
         dim=64,
         window=32,
         chunk=32,
         length=256,
-        noise=10.0,
-        steps=100,
+        noise=5.0,
+        steps=50,
         step_tokens=1024,
         judged=64,
-        workers=2,
-        bf16=False,
     ),
     "full": Setting(
-        tasks="1-5",
-        layers=3,
-        dim=256,
+        text=1_000_000,
+        layers=1,
+        dim=128,
         window=64,
         chunk=64,
-        length=1024,
-        noise=40.0,
-        steps=1200,
-        step_tokens=16384,
-        judged=768,
-        workers=12,
-        bf16=True,
+        length=512,
+        noise=10.0,
+        steps=250,
+        step_tokens=2048,
+        judged=128,
     ),
 }
 
@@ -92,20 +84,17 @@ class Change:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of ``RunSettings``."""
 
-    def applied(self, s: Setting, data: Path, babi: Path) -> RunSettings:
+    def applied(self, s: Setting, vocabulary: int) -> RunSettings:
         """The settings of the run: the base recipe, changed."""
         base: dict[str, Any] = {
-            "data": data,
-            "babi": babi,
-            "tasks": s.tasks,
             "layers": s.layers,
             "dim": s.dim,
+            "vocabulary": vocabulary,
             "window": s.window,
             "chunk": s.chunk,
             "lengths": f"{s.length}:1e9",
             "noise": s.noise,
             "step_tokens": s.step_tokens,
-            "bf16": s.bf16,
             "warmup": max(1, s.steps // 10),
             "penalty": 0.3,
             "depth": 1,
@@ -117,12 +106,12 @@ class Change:
 
 
 def changes(s: Setting) -> list[Change]:
-    """The base recipe under three seeds, and what differs from it in one thing. Where a thing can't be had
+    """The base recipe under four seeds, and what differs from it in one thing. Where a thing can't be had
     alone, what it needs is a change of its own, named in brackets; only Memora's theta, which is of another
     kind than the others', isn't."""
     wide = {"window": 2 * s.window}
     return [
-        *(Change(BASE if not i else f"{BASE}, seed {i}", BASE, {"seed": i} if i else {}) for i in range(3)),
+        *(Change(BASE if not i else f"{BASE}, seed {i}", BASE, {"seed": i} if i else {}) for i in range(4)),
         Change("LMM", "block form", {"variant": "lmm"}),
         Change("MAL", "block form", {"variant": "mal"}),
         Change("MAC", "block form", {"variant": "mac"}),
@@ -138,6 +127,7 @@ def changes(s: Setting) -> list[Change]:
         Change("no lesson in writing", "lessons", {"teach": 0.0}),
         Change("no charge for writing", "lessons", {"penalty": 0.0}),
         Change("queries start unlike keys", "lessons", {"alike": False}),
+        Change(f"layers {2 * s.layers}", "depth", {"layers": 2 * s.layers}),
         Change("norm", "depth", {"norm": True}),
         Change("depth 2", "depth", {"depth": 2}),
         Change("depth 2 [norm]", "depth", {"depth": 2, "norm": True}),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from mnemosyne.training.experiments.recipe_changes import BASE, LONGER, Change, Setting
 from mnemosyne.training.experiments.report import Line, Panel, Table
@@ -14,13 +15,9 @@ Row = dict[str, Any]
 NOT_FINITE = "not finite"
 
 
-def share(right: float, asked: int) -> str:
-    return f"{right / asked:.1%}" if asked else "-"
-
-
 def answers(judged: Mapping[str, Any]) -> str:
     """Far answers that are right."""
-    return share(judged["right_far"], judged["far"]) if judged["finite"] else NOT_FINITE
+    return f"{judged['right_far'] / max(1, judged['far']):.1%}" if judged["finite"] else NOT_FINITE
 
 
 def summary(row: Row) -> str:
@@ -31,14 +28,14 @@ def summary(row: Row) -> str:
 
 def tables(setting: Setting, changes: Sequence[Change], there: Mapping[str, Row]) -> list[Table]:
     """What every change did, in the changes' order; a run that isn't there has a row that says so."""
-    counts = (
-        [f"{judged['far']:,}" for judged in next(iter(there.values()))["judged"]] if there else ["-", "-"]
-    )
+    counts = [f"{judged['far']:,}" for judged in next(iter(there.values()))["judged"]] if there else ["-"] * 2
     devices = ", ".join(sorted({row["device"] for row in there.values()}))
-    lengths = [setting.length, LONGER * setting.length]
     what = [
         "what differs",
-        *(f"right, rows of {length:,}" for length in lengths),
+        f"right, rows of {setting.length:,}",
+        "points",
+        f"right, rows of {LONGER * setting.length:,}",
+        "points",
         "nats of text",
         "noise stored",
         "theta at facts",
@@ -47,47 +44,36 @@ def tables(setting: Setting, changes: Sequence[Change], there: Mapping[str, Row]
     ]
     title = (
         f"Far answers right ({counts[0]} and {counts[1]} were asked, of facts more than {setting.far} tokens "
-        f"ago), after {setting.steps * setting.step_tokens / 1e6:.2g}M tokens, on {devices or 'no device'}"
+        f"ago), and points from the mean of the base's seeds, after "
+        f"{setting.steps * setting.step_tokens:,} tokens, on {devices or 'no device'}"
     )
-    rows = [[change.name, *_cells(there.get(change.name), len(what) - 1)] for change in changes]
-    return [
-        Table(title=title, columns=what, rows=[*rows, _floor(there, len(what))]),
-        _by_task(setting, changes, there),
-    ]
+    bases = [_rights(there[c.name]) for c in changes if c.group == BASE and c.name in there]
+    shares = list(zip(*bases, strict=True)) or [(), ()]
+    rows = [[change.name, *_cells(there.get(change.name), shares, len(what) - 1)] for change in changes]
+    scatter = [f"{np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else "-" for seeds in shares]
+    spread = ["standard deviation of the base's seeds", "-", scatter[0], "-", scatter[1]]
+    return [Table(title=title, columns=what, rows=[*rows, spread + ["-"] * (len(what) - len(spread))])]
 
 
-def _cells(row: Row | None, count: int) -> list[str]:
+def _rights(row: Row) -> list[float]:
+    """Far answers that are right, in points."""
+    return [100 * judged["right_far"] / max(1, judged["far"]) for judged in row["judged"]]
+
+
+def _cells(row: Row | None, bases: Sequence[Sequence[float]], count: int) -> list[str]:
     if row is None:
         return ["not run", *["-"] * (count - 1)]
     judged = row["judged"][0]
     told = [f"{judged['text']:.2f}", f"{judged['written']:.1%}", f"{judged['theta']:.0%}"]
+    right: list[str] = []
+    for one, mine, base in zip(row["judged"], _rights(row), bases, strict=True):
+        right += [answers(one), f"{mine - np.mean(base):+.1f}" if base and one["finite"] else "-"]
     return [
-        *(answers(one) for one in row["judged"]),
+        *right,
         *(told if judged["finite"] else ["-"] * len(told)),
         f"{row['speed']:,.0f}",
         f"{row['lost']} of {len(row['curve'])}",
     ]
-
-
-def _floor(there: Mapping[str, Row], count: int) -> list[str]:
-    """What knowing the tasks and no fact is worth."""
-    any_row = next(iter(there.values()), None)
-    floors = [f"{judged['floor']:.1%}" for judged in any_row["judged"]] if any_row else ["-", "-"]
-    return ["a task's most frequent answer, always", *floors, *["-"] * (count - 3)]
-
-
-def _by_task(setting: Setting, changes: Sequence[Change], there: Mapping[str, Row]) -> Table:
-    names = list(next(iter(there.values()))["judged"][0]["tasks"]) if there else []
-    rows = []
-    for change in changes:
-        if change.name not in there:
-            continue
-        trained, longer = (judged["tasks"] for judged in there[change.name]["judged"])
-        rows.append(
-            [change.name, *(f"{trained[name]:.0%} / {longer.get(name, math.nan):.0%}" for name in names)]
-        )
-    title = f"The same by task, in rows of {setting.length:,} / of {LONGER * setting.length:,}"
-    return Table(title=title, columns=["run", *names], rows=rows)
 
 
 def panels(setting: Setting, changes: Sequence[Change], there: Mapping[str, Row]) -> list[Panel]:
@@ -97,17 +83,13 @@ def panels(setting: Setting, changes: Sequence[Change], there: Mapping[str, Row]
     for group in groups:
         shown = [c for c in changes if c.name in there and (c.group == group or c.name == BASE)]
         lines = [_curve(setting, there[change.name]) for change in shown]
-        title = "three seeds" if group == BASE else group
+        title = "the base's seeds" if group == BASE else group
         made.append(
             Panel(title=title, x="tokens", y="tokens of far answers right in training, %", lines=lines)
         )
     points = []
     for group in groups:
-        pairs = [
-            [100 * judged["right_far"] / max(1, judged["far"]) for judged in there[change.name]["judged"]]
-            for change in changes
-            if change.group == group and change.name in there
-        ]
+        pairs = [_rights(there[c.name]) for c in changes if c.group == group and c.name in there]
         points.append(Line(label=group, x=[p[0] for p in pairs], y=[p[1] for p in pairs], joined=False))
     axes = (f"right in rows of {length:,}, %" for length in (setting.length, LONGER * setting.length))
     made.append(Panel(title="longer rows than those of training", x=next(axes), y=next(axes), lines=points))
