@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -18,6 +19,19 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    from tests.kernels.triton.interpreter import files_of, interpreter
+
+    if not session.config.option.collectonly and importlib.util.find_spec("triton"):
+        interpreter.begin(file for item in session.items for file in files_of(item))
+
+
+def pytest_sessionfinish() -> None:
+    from tests.kernels.triton.interpreter import interpreter
+
+    interpreter.stop()
 
 
 def unused_port() -> int:

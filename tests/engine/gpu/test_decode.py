@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,7 +12,6 @@ from tests.engine.gpu.opened import blob_chunk, error, sessions, tiny
 from tests.engine.models import small_model
 from tests.kernels.triton.interpreter import passes_in_the_interpreter
 
-FILE = Path(__file__).with_name("interpreted_decode.py")
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 STEPS = 3
 LENGTHS = [(3, 13), (0, 0), (1, 1), (2, 0), (0, 5), (5, 7), (4, 12)]
@@ -22,8 +19,9 @@ LENGTHS = [(3, 13), (0, 0), (1, 1), (2, 0), (0, 5), (5, 7), (4, 12)]
 
 
 @pytest.mark.timeout(300)
-def test_in_the_interpreter() -> None:
-    passes_in_the_interpreter(FILE)
+@pytest.mark.interpreted("interpreted_decode.py")
+def test_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    passes_in_the_interpreter(request.node)
 
 
 def on_gpu(config: ModelConfig, dtype: torch.dtype) -> Titans:

@@ -6,7 +6,6 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +23,6 @@ from tests.kernels.triton.interpreter import passes_in_the_interpreter
 if TYPE_CHECKING:
     from mnemosyne.engine.gpu.model import GpuTitans
 
-FILE = Path(__file__).with_name("interpreted_waves.py")
 CHUNK = 64
 BOUNDS = {"memory": 0.012, "momentum": 0.036, "": 0.024}
 """Of a tensor by its kind; three times what was measured after 192 tokens."""
@@ -34,8 +32,9 @@ CELLS = 24
 
 
 @pytest.mark.timeout(300)
-def test_in_the_interpreter() -> None:
-    passes_in_the_interpreter(FILE)
+@pytest.mark.interpreted("interpreted_waves.py")
+def test_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    passes_in_the_interpreter(request.node)
 
 
 @cache

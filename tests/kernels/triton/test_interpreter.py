@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import pytest
 
 from tests.kernels.triton.interpreter import passes_in_the_interpreter
 
 
-def test_the_kernels_in_the_interpreter() -> None:
-    passes_in_the_interpreter(Path(__file__).with_name("interpreted.py"))
+@pytest.mark.interpreted("interpreted.py")
+def test_the_kernels_in_the_interpreter(request: pytest.FixtureRequest) -> None:
+    passes_in_the_interpreter(request.node)
