@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def acknowledged(process: subprocess.Popen[bytes], said: list[bytes]) -> dict[st
     """The last number said for each kind of write, once the process is dead."""
     assert process.stdout is not None
     rest = process.stdout.read()
+    # Its files are closed a moment before it is dead. It isn't waited for: its parent may be busy.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     return {
         word: int(number)
         for word, _, number in (
