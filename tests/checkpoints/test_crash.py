@@ -40,8 +40,6 @@ def acknowledged(process: subprocess.Popen[bytes], said: list[bytes]) -> dict[st
     """The last number said for each kind of write, once the process is dead."""
     assert process.stdout is not None
     rest = process.stdout.read()
-    # Its files are closed a moment before it is dead. It isn't waited for: its parent may be busy.
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     return {
         word: int(number)
         for word, _, number in (
@@ -82,6 +80,8 @@ def test_a_killed_writer(place: Any, store: SessionStore) -> None:
             said = run_for(process, 25)
             time.sleep(dice.random() * 0.2)
             process.kill()
+            # Its files are closed a moment before it is dead.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             check(place.open(), acknowledged(process, said))
             if place.kind == "redis":
                 expire(place)
