@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mnemosyne.kernels.gates import Decays, End, Gates, Past
 from mnemosyne.kernels.triton.train_operand import operand
-from mnemosyne.kernels.triton.train_support import precision
+from mnemosyne.kernels.triton.train_support import made, precision
 
 
 @triton.jit
@@ -189,10 +189,6 @@ GATE_GRADIENT = {"num_warps": 8, "num_stages": 1}
 """Bits depend on them."""
 
 
-def _made(beside: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=beside.device)
-
-
 class _Decays(torch.autograd.Function):
     """Gates `[..., L]`, contiguous and fp32; to A, G, F, E, P, scalars, rows, None for what isn't there."""
 
@@ -202,9 +198,9 @@ class _Decays(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         *cells, L = theta.shape
         parts = 1 if eta is None else 2
-        A, G = _made(theta, *cells, L), _made(theta, *cells, L, L)
-        F, E, P = (None if eta is None else _made(theta, *x.shape) for x in (A, A, G))
-        scalars, rows = _made(theta, *cells, 2 * parts - 1), _made(theta, *cells, parts, L)
+        A, G = made(theta, *cells, L), made(theta, *cells, L, L)
+        F, E, P = (None if eta is None else made(theta, *x.shape) for x in (A, A, G))
+        scalars, rows = made(theta, *cells, 2 * parts - 1), made(theta, *cells, parts, L)
         decay_kernel[(theta.numel() // L,)](
             theta,
             theta if eta is None else eta,
@@ -237,7 +233,7 @@ class _Decays(torch.autograd.Function):
             x.contiguous() if x is not None else None if shape is None else theta.new_zeros(*cells, *shape)
             for x, shape in zip(gradients, shapes, strict=True)
         )
-        found = [None if x is None else _made(x, *x.shape) for x in (theta, eta, alpha)]
+        found = [None if x is None else made(x) for x in (theta, eta, alpha)]
         gate_gradient_kernel[(theta.numel() // L,)](
             theta,
             theta if eta is None else eta,

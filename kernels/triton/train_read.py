@@ -17,7 +17,7 @@ from mnemosyne.kernels.rules.rule import MemoryRule
 from mnemosyne.kernels.triton.network import normalize
 from mnemosyne.kernels.triton.train_network import through_moments
 from mnemosyne.kernels.triton.train_operand import operand
-from mnemosyne.kernels.triton.train_support import Form, form_of
+from mnemosyne.kernels.triton.train_support import Form, form_of, made
 
 
 @triton.jit
@@ -145,10 +145,6 @@ READ_GRADIENT = {"num_warps": 8, "num_stages": 1}
 """Bits depend on them."""
 
 
-def _made(x: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape or x.shape, dtype=torch.float32, device=x.device)
-
-
 class _Read(torch.autograd.Function):
     """``q``, ``k``, ``deltas`` and y `[B, H, n, L, d]`, ``A``, ``F`` and ``G`` as in ``gates.Decays``,
     ``starts`` `[B, H, n, 1 or 2, d, d]`, all contiguous and fp32; ``F`` None without momentum."""
@@ -166,8 +162,8 @@ class _Read(torch.autograd.Function):
         form: Form,
     ) -> Tensor:
         B, H, n, L, d = q.shape
-        y = _made(q)
-        rstd = _made(q, B, H, n, L) if form.norm else None
+        y = made(q)
+        rstd = made(q, B, H, n, L) if form.norm else None
         read_kernel[(B * H * n,)](
             q,
             k,
@@ -193,7 +189,7 @@ class _Read(torch.autograd.Function):
         form: Form = ctx.form
         given = q, k, A, F, G, starts, deltas, y, rstd = ctx.saved_tensors
         B, H, n, L, d = q.shape
-        found = [None if x is None else _made(x) for x in given[:7]]
+        found = [None if x is None else made(x) for x in given[:7]]
         read_gradient_kernel[(B * H * n,)](
             q,
             k,

@@ -18,20 +18,12 @@ from mnemosyne.kernels.gates import Decays
 from mnemosyne.kernels.rules.rule import MemoryRule
 from mnemosyne.kernels.triton.train_back import state_gradient_kernel, token_gradient_kernel
 from mnemosyne.kernels.triton.train_learn import learn_kernel
-from mnemosyne.kernels.triton.train_support import Form, form_of
+from mnemosyne.kernels.triton.train_support import Form, form_of, made
 
 LEARN = {"num_warps": 4, "num_stages": 2}
 STATE_GRADIENT = {"num_warps": 8, "num_stages": 2}
 TOKEN_GRADIENT = {"num_warps": 8, "num_stages": 1}
 """Of each kernel; bits depend on it."""
-
-
-def _made(beside: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=beside.device)
-
-
-def _like(x: Tensor) -> Tensor:
-    return _made(x, *x.shape)
 
 
 class _Scan(torch.autograd.Function):
@@ -52,10 +44,10 @@ class _Scan(torch.autograd.Function):
         form: Form,
     ) -> tuple[Tensor | None, ...]:
         B, H, n, L, d = k.shape
-        end_m, end_s = _like(memory), None if momentum is None else _like(momentum)
-        starts = _made(k, B, H, n, rows.shape[3], d, d)
-        deltas, norms = _like(k), _made(k, B, H, n, L)
-        rstd = _like(norms) if form.norm else None
+        end_m, end_s = made(memory), None if momentum is None else made(momentum)
+        starts = made(k, B, H, n, rows.shape[3], d, d)
+        deltas, norms = made(k), made(k, B, H, n, L)
+        rstd = made(norms) if form.norm else None
         learn_kernel[(B * H,)](
             k,
             v,
@@ -92,8 +84,8 @@ class _Scan(torch.autograd.Function):
         )
         assert g_norms is not None
         g_rstd = g_norms if g_rstd is None else g_rstd
-        g_ends, g_memory = _like(starts), _like(end_m)
-        g_momentum = None if end_s is None else _like(end_s)
+        g_ends, g_memory = made(starts), made(end_m)
+        g_momentum = None if end_s is None else made(end_s)
         constants = {"D": d, "L": L, "CLIP": form.clip is not None, **form.constants()}
         state_gradient_kernel[(B * H,)](
             k,
@@ -119,7 +111,7 @@ class _Scan(torch.autograd.Function):
             **constants,
             **STATE_GRADIENT,
         )
-        g_k, g_v, g_scalars, g_rows = (_like(x) for x in (k, v, scalars, rows))
+        g_k, g_v, g_scalars, g_rows = (made(x) for x in (k, v, scalars, rows))
         token_gradient_kernel[(B * H * n,)](
             k,
             v,

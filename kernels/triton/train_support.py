@@ -50,6 +50,11 @@ def attends(q: Tensor, k: Tensor, block: int) -> bool:
     return known and rows(q)
 
 
+def made(beside: Tensor, *shape: int) -> Tensor:
+    """Room in fp32 on the device of ``beside``, of its shape where none is given."""
+    return torch.empty(shape or beside.shape, dtype=torch.float32, device=beside.device)
+
+
 def precision() -> str:
     """Of products of fp32 operands: in one pass of the tensor cores where torch may do so, else as exact as
     elsewhere."""

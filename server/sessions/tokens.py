@@ -124,7 +124,7 @@ class TextTokenizer:
 
     def encode_document(self, text: str) -> tuple[int, ...]:
         """Ids as a document of this text has them."""
-        return tuple(i for block in TextBlocks().feed(text.encode(), True) for i in self.encode(block))
+        return tuple(i for block in self.blocks([*TextBlocks().feed(text.encode(), True)]) for i in block.ids)
 
     def blocks(self, texts: Sequence[str]) -> list[Block]:
         """Of a document's blocks, each encoded by itself, on all cores and without Python's lock."""

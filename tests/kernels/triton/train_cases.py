@@ -103,6 +103,18 @@ def differences(got: Tensors, want: Tensors) -> dict[str, float]:
     return found
 
 
+def largest(made: Sequence[dict[str, Tensor]], right: Sequence[dict[str, Tensor]]) -> tuple[float, str]:
+    """The largest difference of results and of their gradients, and where; infinite where a number isn't
+    finite."""
+    found: dict[str, float] = {}
+    for kind, got, want in zip(("", "gradient of "), made, right, strict=True):
+        got = {name: x.cpu() for name, x in got.items()}
+        for name, error in differences(got, want).items():
+            found[kind + name] = error if bool(torch.isfinite(got[name]).all()) else float("inf")
+    where = max(found, key=lambda name: found[name])
+    return found[where], where
+
+
 def worst(
     part: str, case: Case, change: Callable[[Tensor], Tensor], only: Sequence[str] = ()
 ) -> tuple[float, str]:
@@ -113,10 +125,4 @@ def worst(
     made = differentiated(
         run_of(part, case.rule, fused=True), {name: change(x.float()) for name, x in leaves.items()}, only
     )
-    found: dict[str, float] = {}
-    for kind, got, want in zip(("", "gradient of "), made, right, strict=True):
-        got = {name: x.cpu() for name, x in got.items()}
-        for name, error in differences(got, want).items():
-            found[kind + name] = error if bool(torch.isfinite(got[name]).all()) else float("inf")
-    where = max(found, key=lambda name: found[name])
-    return found[where], where
+    return largest(made, right)

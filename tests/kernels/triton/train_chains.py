@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mnemosyne.kernels import attention, gates, network
 from mnemosyne.kernels.positions import causal_conv, rotary_angles, rotate
-from tests.kernels.triton.train_cases import Tensors, differences, differentiated
+from tests.kernels.triton.train_cases import Tensors, differentiated, largest
 
 EPSILON = 1e-5
 
@@ -184,10 +184,4 @@ def worst(chain: Chain, change: Callable[[Tensor], Tensor], only: tuple[str, ...
     exact = {name: x.cpu().double() for name, x in leaves.items()}
     right = differentiated(chain.reference, exact, only)
     made = differentiated(chain.fused, leaves, only)
-    found: dict[str, float] = {}
-    for kind, got, want in zip(("", "gradient of "), made, right, strict=True):
-        got = {name: x.cpu() for name, x in got.items()}
-        for name, error in differences(got, want).items():
-            found[kind + name] = error if bool(torch.isfinite(got[name]).all()) else float("inf")
-    where = max(found, key=lambda name: found[name])
-    return found[where], where
+    return largest(made, right)
