@@ -57,6 +57,9 @@ class Settings:
     """Weight of what is written and forgotten outside facts."""
     teach: float = 1.0
     """Weight of the lesson that a fact's value is to be written: without it gates close before any use."""
+    free_first: bool = True
+    """Neither the lesson nor the charge for the first of several layers (``step``). From scratch recall comes
+    sooner without."""
     save_every: float = 2.0
     """Minutes."""
     layers: int = 3

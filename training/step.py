@@ -165,8 +165,9 @@ class Step:
         forget = [torch.zeros_like(g.theta) if g.alpha is None else g.alpha for g in gates]
         alpha = torch.stack(forget) / (memory.alpha_max or 1.0)
         # The first layer's gates see one token and no context, so all that they could tell of a fact is a
-        # word: it learns of running text what it likes, and the layers above write facts and nothing else.
-        writes = torch.arange(len(gates), device=fact.device).view(-1, 1, 1, 1, 1) >= min(1, len(gates) - 1)
+        # word. Once free it learns of running text what it likes; the layers above write facts alone.
+        free = min(1, len(gates) - 1) if s.free_first else 0
+        writes = torch.arange(len(gates), device=fact.device).view(-1, 1, 1, 1, 1) >= free
         inside = ((fact > 0)[:, None, None] & writes).float()
         noise = (fact == 0)[:, None, None].float().expand_as(inside)
         outside = noise * writes

@@ -81,6 +81,14 @@ def test_the_penalty_closes_gates_outside_facts(settings: Settings) -> None:
     assert write_penalty(torch.tensor(0.0)) == 0 and write_penalty(torch.tensor(1.0)) == pytest.approx(1)
 
 
+def test_the_first_of_several_layers_is_charged_unless_it_is_free(settings: Settings) -> None:
+    two = dataclasses.replace(settings, layers=2, penalty=20.0, teach=0.0)
+    _, free = observe(two)
+    _, charged = observe(dataclasses.replace(two, free_first=False))
+    assert free["written_noise_1"] < 0.1 and charged["written_noise_1"] < 0.1
+    assert charged["written_noise_0"] < 0.1 < 0.5 < free["written_noise_0"]
+
+
 def test_the_lesson_opens_gates_at_values(settings: Settings) -> None:
     first, later = observe(dataclasses.replace(settings, penalty=0.0, teach=20.0))
     assert later["closed"] < 0.25 * first["closed"]
