@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -73,15 +75,16 @@ def decode(head: bytes, payload: bytes) -> Message:
         cls, fields, lengths = _TYPES[header["type"]], header["fields"], header["payload"]
         hints = _HINTS[cls]
         start = 0
+        values = {name: _builder(hints[name])(value) for name, value in fields.items()}
         for field, length in lengths.items():
             part = payload[start : start + length]
             if length < 0 or len(part) != length or field in fields:
                 raise ValueError(f"{field} isn't in the payload")
-            fields[field] = _unpack_ids(part) if hints[field] == _IDS else part
+            values[field] = _unpack_ids(part) if hints[field] == _IDS else _builder(hints[field])(part)
             start += length
         if start != len(payload):
             raise ValueError(f"{len(payload) - start} bytes too many")
-        message: Message = _build(cls, fields)
+        message: Message = cls(**values)
         return message
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise EngineError(f"a malformed message: {type(error).__name__}: {error}") from error
@@ -130,40 +133,59 @@ def _unpack_ids(part: bytes) -> tuple[int, ...]:
 
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return vars(value)
     return str(value)
 
 
-def _build(hint: Any, value: Any) -> Any:
-    """``value`` (of JSON, or from the payload) as the declared type. Raises TypeError or ValueError if it
-    isn't one."""
+@cache
+def _builder(hint: Any) -> Callable[[Any], Any]:
+    """What makes a value (of JSON, or from the payload) the declared type, and raises TypeError or ValueError
+    if it isn't one. Made once a type: a GPU's traces are thousands of values a second."""
     if hint is Any:
-        return value
+        return lambda value: value
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise TypeError(f"a {getattr(hint, '__name__', hint)} expected")
-        hints = _HINTS[hint]  # type: ignore[index]
-        return hint(**{name: _build(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
+        return _dataclass(hint, {name: _builder(kind) for name, kind in _HINTS[hint].items()})  # type: ignore[index]
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
-        if value not in args:
-            raise ValueError(f"{value!r} is not one of {args}")
-        return value
+        return partial(_one_of, args)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _build(next(arg for arg in args if arg is not type(None)), value)
+        some = _builder(next(arg for arg in args if arg is not type(None)))
+        return lambda value: None if value is None and type(None) in args else some(value)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError("a list expected")
-        if args[-1] is Ellipsis:
-            return tuple(_build(args[0], item) for item in value)
-        return tuple(_build(arg, item) for arg, item in zip(args, value, strict=True))
+        items = tuple(_builder(arg) for arg in args if arg is not Ellipsis)
+        return partial(_tuple, items, Ellipsis in args)
     if origin is dict:
-        key, item = args
-        return {(int(k) if key is int else str(k)): _build(item, v) for k, v in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise TypeError(f"a {hint.__name__} expected, not {type(value).__name__}")
+        key, item = args[0], _builder(args[1])
+        return lambda value: {(int(k) if key is int else str(k)): item(v) for k, v in value.items()}
+    return partial(_plain_value, hint)
+
+
+def _dataclass(cls: Any, fields: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def build(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise TypeError(f"a {cls.__name__} expected")
+        return cls(**{name: fields[name](item) for name, item in value.items()})
+
+    return build
+
+
+def _one_of(choices: tuple[Any, ...], value: Any) -> Any:
+    if value not in choices:
+        raise ValueError(f"{value!r} is not one of {choices}")
     return value
+
+
+def _tuple(items: tuple[Callable[[Any], Any], ...], many: bool, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError("a list expected")
+    if many:
+        return tuple(map(items[0], value))
+    return tuple(build(item) for build, item in zip(items, value, strict=True))
+
+
+def _plain_value(cls: type[Any], value: Any) -> Any:
+    if type(value) is cls:
+        return value
+    if cls is float and type(value) is int:
+        return float(value)
+    raise TypeError(f"a {cls.__name__} expected, not {type(value).__name__}")
