@@ -158,6 +158,8 @@ def test_rows_within_the_reach_of_attention_are_refused(settings: Settings) -> N
     dataclasses.replace(settings, lengths="32:1e9", layers=1)
     with pytest.raises(ValueError, match="32 tokens back.*rows of 32"):
         dataclasses.replace(settings, lengths="64:10,32:1e9", layers=2)
+    dataclasses.replace(settings, lengths="64:10,32:1e9", layers=2, variant="lmm")
+    dataclasses.replace(settings, lengths="32:1e9", layers=2, variant="mac")
 
 
 def test_reading_side_by_side_is_reading_alone(settings: Settings, tokenizer: Tokenizer) -> None:
