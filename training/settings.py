@@ -87,8 +87,8 @@ class Settings:
         shortest = min(length for length, _ in self.stages)
         if shortest <= self.reach:
             raise ValueError(
-                f"attention alone reaches {self.reach} tokens back (a {self.variant} of {self.layers} layers, "
-                f"windows of {self.window}): in rows of {shortest} nothing would be asked of the memory"
+                f"attention alone reaches {self.reach} tokens back (a {self.variant} of {self.layers} "
+                f"layers, windows of {self.window}): in rows of {shortest} nothing would be asked of the memory"
             )
 
     @property
@@ -124,8 +124,8 @@ class Settings:
 
     @property
     def reach(self) -> int:
-        """Tokens that attention alone can carry something: windows of layers add up, a MAC's segments have the
-        same ends in every layer, an LMM has no attention."""
+        """Tokens that attention alone can carry something: windows of layers add up, a MAC's segments end
+        together in every layer, an LMM has no attention."""
         return {"mac": 1, "lmm": 0}.get(self.variant, self.layers) * self.window
 
 
