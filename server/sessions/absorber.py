@@ -27,7 +27,7 @@ from mnemosyne.engine.errors import (
     UnknownHandle,
 )
 from mnemosyne.server.sessions import records
-from mnemosyne.server.sessions.ahead import Ahead, Read
+from mnemosyne.server.sessions.ahead import MOST, Ahead, Read
 from mnemosyne.server.sessions.core import Core
 from mnemosyne.server.sessions.failures import told
 from mnemosyne.server.sessions.leases import Held
@@ -262,7 +262,9 @@ class Absorber:
         live.has_read(at.trace)
 
     def _piece_tokens(self) -> int:
-        at_most = min(LARGEST, self._core.engine.info.max_queued_tokens // 8)
+        # All who read have pieces under way: together they leave a third of the engine's queue to others.
+        share = max(8, 3 * MOST // 2 * self.active)
+        at_most = min(LARGEST, self._core.engine.info.max_queued_tokens // share)
         return max(1, min(at_most, max(SMALLEST, int(self._core.pace.tokens_per_second))))
 
 

@@ -112,6 +112,14 @@ async def test_a_piece_that_is_refused_is_read_later_and_what_came_before_is_kep
     assert (await engine.stats())["handles"] == 2
 
 
+async def test_however_many_read_the_queue_has_room_for_their_pieces(
+    service: SessionService, engine: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "READ", 16)
+    await asyncio.gather(*(is_read(service, engine) for _ in range(12)))
+    assert (await engine.stats()).get("requests_rejected_total", 0) == 0
+
+
 async def test_a_failure_takes_the_pieces_behind_it_along(
     service: SessionService, engine: Watched, model: FakeModel
 ) -> None:
