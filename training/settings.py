@@ -88,7 +88,7 @@ class Settings:
         if shortest <= self.reach:
             raise ValueError(
                 f"attention alone reaches {self.reach} tokens back (a {self.variant} of {self.layers} "
-                f"layers, windows of {self.window}): in rows of {shortest} nothing would be asked of the memory"
+                f"layers, windows of {self.window}): rows of {shortest} would ask nothing of the memory"
             )
 
     @property
