@@ -1,36 +1,41 @@
 """Messages as bytes on a stream: a 4-byte length, a JSON header, an 8-byte length, a raw payload;
 little-endian.
 
-Bytes fields and token ids travel in the payload (ids as int32), everything else in the header. Plain data
-only: what arrives is checked against the message's declared types, and nothing but the messages listed here
-can be made of it. Knows no socket; a reader is any function that gives exactly n bytes.
+Bytes fields, token ids and traces travel in the payload (ids as int32, of a chunk's trace every number as
+float64, NaN for None), everything else in the header. Plain data only: what arrives is checked against the
+message's declared types, and nothing but the messages listed here can be made of it. Knows no socket; a
+reader is any function that gives exactly n bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 from collections.abc import Callable
 from functools import cache, partial
+from operator import attrgetter
 from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from mnemosyne.engine import messages
 from mnemosyne.engine.errors import EngineError, RequestError
-from mnemosyne.engine.messages import EngineInfo, Event, Request
+from mnemosyne.engine.messages import ChunkTrace, EngineInfo, Event, Request
 
 Message = Request | Event | EngineInfo
 
 MAX_HEADER = 1 << 24
-"""Bytes; logit biases, log probabilities and traces are the largest things in it."""
+"""Bytes; logit biases and log probabilities are the largest things in it."""
 MAX_PAYLOAD = 1 << 32
 """Bytes; the state of the largest preset is a small part of it."""
 
 _TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Message)}
 _HINTS = {cls: get_type_hints(cls) for cls in (*_TYPES.values(), messages.Sampling, messages.ChunkTrace)}
 _IDS = tuple[int, ...]
+_TRACE = tuple[ChunkTrace, ...]
+_of_trace = attrgetter(*(field.name for field in dataclasses.fields(ChunkTrace)))
 
 
 def encode(message: Message) -> bytes:
@@ -46,6 +51,8 @@ def encode(message: Message) -> bytes:
             parts.append(value)
         elif hints[field.name] == _IDS:
             parts.append(_pack_ids(value, field.name))
+        elif hints[field.name] == _TRACE:
+            parts.append(np.array(list(map(_of_trace, value)), dtype="<f8").tobytes())
         else:
             fields[field.name] = value
             continue
@@ -80,7 +87,7 @@ def decode(head: bytes, payload: bytes) -> Message:
             part = payload[start : start + length]
             if length < 0 or len(part) != length or field in fields:
                 raise ValueError(f"{field} isn't in the payload")
-            values[field] = _unpack_ids(part) if hints[field] == _IDS else _builder(hints[field])(part)
+            values[field] = _of_payload(hints[field], part)
             start += length
         if start != len(payload):
             raise ValueError(f"{len(payload) - start} bytes too many")
@@ -127,8 +134,25 @@ def _pack_ids(ids: tuple[int, ...], name: str) -> bytes:
     return wide.astype("<i4").tobytes()
 
 
-def _unpack_ids(part: bytes) -> tuple[int, ...]:
-    return tuple(np.frombuffer(part, dtype="<i4").tolist())
+def _of_payload(hint: Any, part: bytes) -> Any:
+    if hint == _IDS:
+        return tuple(np.frombuffer(part, dtype="<i4").tolist())
+    if hint == _TRACE:
+        rows = np.frombuffer(part, dtype="<f8").reshape(-1, len(dataclasses.fields(ChunkTrace)))
+        return tuple(map(_trace, rows.tolist()))
+    return _builder(hint)(part)
+
+
+def _trace(row: list[float]) -> ChunkTrace:
+    position, surprise, momentary, moved, gain, written = row
+    return ChunkTrace(
+        position=int(position),
+        surprise=surprise,
+        momentary=momentary,
+        moved=moved,
+        gain=None if math.isnan(gain) else gain,
+        written=written,
+    )
 
 
 def _plain(value: object) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
@@ -51,6 +52,7 @@ MESSAGES: list[wire.Message] = [
     ReadTrace(request_id="6", handle="h"),
     TraceTokens(request_id="7", tenant="t", base="a", tokens=(5, 6)),
     Progress(request_id="1", tokens_done=64, trace=(TRACE, TRACE)),
+    Progress(request_id="1", tokens_done=64, trace=(TRACE, dataclasses.replace(TRACE, gain=None))),
     Progress(request_id="1", tokens_done=64, trace=()),
     Advanced(request_id="1", position=64, tokens_seen=66),
     Token(request_id="2", index=0, token=7, logprob=-0.25, top_logprobs=((7, -0.25), (1, -3.0))),
