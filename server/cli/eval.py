@@ -27,13 +27,15 @@ from mnemosyne.server.cli.sample_reader import check_tokenizer, fingerprint, rea
 from mnemosyne.server.cli.terminal import Json, Key, errors, failures_as_one_line, output, print_json
 
 if TYPE_CHECKING:
-    from mnemosyne.training.babilong.run import Answer, Failure
+    from mnemosyne.training.babilong.run import Answer, Failure, Outcome
     from mnemosyne.training.babilong.samples import Asked, Sample
     from mnemosyne.training.babilong.tasks import Task
     from mnemosyne.training.experiments.report import Result
 
 app = typer.Typer(help="Measure what a checkpoint remembers.", no_args_is_help=True)
 
+JOURNAL = "samples.jsonl"
+"""What eval babilong keeps in its folder while it runs."""
 Books = Annotated[Path, typer.Option(help="Book text: a file, or a folder of .txt and .txt.xz files.")]
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
@@ -70,7 +72,7 @@ def babilong(
 ) -> None:
     """Facts of the bAbI tasks hidden in book text, asked for at its end (BABILong's construction)."""
     from mnemosyne.server.settings import shipped_checkpoint
-    from mnemosyne.training.babilong import haystack, report, run
+    from mnemosyne.training.babilong import haystack, run
     from mnemosyne.training.babilong import samples as making
     from mnemosyne.training.babilong import tasks as babi_tasks
     from mnemosyne.training.books import read_books
@@ -103,7 +105,7 @@ def babilong(
                 "bytes_per_token": hay.bytes_per_token,
                 **{task.name: _task_facts(task) for task in loaded},
             }
-            journal = run.Journal(out / "samples.jsonl", facts)
+            journal = run.Journal(out / JOURNAL, facts)
 
             def read(sample: Sample, stopping: threading.Event) -> Answer | Failure:
                 began = time.monotonic()
@@ -115,10 +117,7 @@ def babilong(
 
             with contextlib.closing(journal), _progress(asked, len(journal.rows)) as on_done:
                 outcome = run.run(asked, maker, read, journal, parallel, on_done)
-        found = report.summary(journal.facts, outcome.rows, outcome.failed)
-        figure = report.figure(found) if outcome.rows else None
-        _keep(out, "babilong", found, figure)
-    _show(found, report.tables(found) if outcome.rows else [], report.warnings(found), json)
+        _report(journal.facts, outcome, out, json)
     if outcome.failed:
         example = next(iter(outcome.failed.values()))
         errors.print(
@@ -128,6 +127,22 @@ def babilong(
             highlight=False,
         )
         raise typer.Exit(1)
+
+
+@app.command(name="report")
+def report_of(
+    runs: Annotated[list[Path], typer.Argument(file_okay=False, help="Folders that eval babilong wrote to.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the results; the first run's if not set.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What runs of eval babilong found so far, together: runs under way, stopped, or of other tasks."""
+    from mnemosyne.training.babilong import run
+
+    with failures_as_one_line():
+        facts, rows = run.together([folder / JOURNAL for folder in runs])
+        _report(facts, run.Outcome(rows), out or runs[0], json)
 
 
 @app.command()
@@ -171,6 +186,14 @@ def perplexity(
         found = {"books": [book.name for book in texts], "device": device or "cpu", "results": results}
         _keep(out, "perplexity", found, measured.figure(results))
     _show(found, [measured.table(one) for one in results], [], json)
+
+
+def _report(facts: Mapping[str, Any], outcome: Outcome, out: Path, json: bool) -> None:
+    from mnemosyne.training.babilong import report
+
+    found = report.summary(facts, outcome.rows, outcome.failed)
+    _keep(out, "babilong", found, report.figure(found) if outcome.rows else None)
+    _show(found, report.tables(found) if outcome.rows else [], report.warnings(found), json)
 
 
 def _task_facts(task: Task) -> dict[str, Any]:

@@ -64,9 +64,9 @@ class Journal:
         """Raises ConfigError where the file is of a run of which one of ``facts`` was another; new ones are
         added to it (a task that wasn't asked before)."""
         earlier, self.rows = _read(path)
-        if wrong := [name for name in facts if name in earlier and earlier[name] != facts[name]]:
+        if wrong := _others(earlier, facts):
             raise ConfigError(
-                f"{path} was made with another {', '.join(wrong)}: results don't mix, choose another --out"
+                f"{path} was made with another {wrong}: results don't mix, choose another --out"
             )
         self.facts = {**earlier, **facts}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,24 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def together(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Row]]:
+    """Facts and rows of the files of several runs, each sample once; they may be under way.
+
+    Raises ConfigError for one that isn't there, and for runs of other data, another seed or another model.
+    """
+    facts: dict[str, Any] = {}
+    rows: dict[Key, Row] = {}
+    for path in paths:
+        more, some = _read(path)
+        if not more:
+            raise ConfigError(f"{path} isn't there or is empty: name folders that eval babilong wrote to")
+        if wrong := _others(facts, more):
+            raise ConfigError(f"{path} was made with another {wrong} than {paths[0]}: results don't mix")
+        facts |= more
+        rows |= {tuple(row["key"]): row for row in some}
+    return facts, list(rows.values())
 
 
 def run(
@@ -158,6 +176,11 @@ def _row(sample: Sample, answer: Answer, failures: Sequence[str]) -> Row:
         "seconds": answer.seconds,
         "failed_attempts": list(failures),
     }
+
+
+def _others(facts: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """Names of what both have, and not the same."""
+    return ", ".join(name for name in others if name in facts and facts[name] != others[name])
 
 
 def _read(path: Path) -> tuple[Row, list[Row]]:

@@ -110,6 +110,31 @@ def test_babilong_counts_what_a_server_answers(
     assert "33 (14-61)" in table and "300" in table and "1k" in table
 
 
+def test_runs_side_by_side_are_reported_together(
+    data: Path, checkpoint: Path, server: RunningServer, tmp_path: Path
+) -> None:
+    outs = [tmp_path / name for name in ("one", "two", "other")]
+    for out, options in zip(
+        outs, (["--lengths", "300"], ["--lengths", "300,1k"], ["--seed", "1"]), strict=True
+    ):
+        given = ["--lengths", "300", "--samples", "3", *options, "--url", server.url, "--out", str(out)]
+        babilong(data, checkpoint, *given)
+    one, two, other = map(str, outs)
+    with (outs[1] / "samples.jsonl").open("a", encoding="utf-8") as under_way:
+        under_way.write('{"key": ["qa1", 10')
+    said, _ = evaluate("report", one, two, "--out", str(tmp_path / "all"), "--json")
+    found = json.loads(said)
+    assert found == json.loads((tmp_path / "all" / "babilong.json").read_text(encoding="utf-8"))
+    assert [(e["length"], e["samples"]) for e in found["results"]] == [(300, 3), (1000, 3)]
+    (outs[0] / "babilong.json").unlink()
+    table, _ = evaluate("report", one)
+    assert "qa1" in table and (outs[0] / "babilong.json").is_file()
+    _, why = evaluate("report", one, other, status=1)
+    assert f"was made with another seed than {one}" in why
+    _, why = evaluate("report", str(tmp_path), status=1)
+    assert "isn't there or is empty: name folders that eval babilong wrote to" in why
+
+
 def test_what_a_server_never_answers_counts_nowhere(
     data: Path, checkpoint: Path, server: RunningServer, tmp_path: Path
 ) -> None:
