@@ -127,8 +127,12 @@ class Bench:
                     beside = text if expected.beside else None
                     args = (url, self._asked, self._vocab, self._word, expected.streams, beside)
                     result.streams.append((expected, measure_server(*args)))
+                    console.print(told(*result.streams[-1]), highlight=False)
             if "long" in parts:
-                console.print(f"HTTP, {self._many:,} tokens ...")
+                console.print(
+                    f"HTTP, {self._many:,} tokens; the engine alone: {speed:,.0f} tokens/s ...",
+                    highlight=False,
+                )
                 result.lines += self._read_long(url, speed)
         return result
 
@@ -172,6 +176,17 @@ class Bench:
             ),
             Line("    tokens/s", reading.tokens_per_second, limit=speed, limit_is="the engine alone"),
         ]
+
+
+def told(engine: Measured, http: Measured) -> str:
+    """What came of it, at once: a bench that is ended early has shown what it had."""
+    pairs = (
+        ("TTFT, ms", 1e3 * engine.first, 1e3 * http.first),
+        ("ITL, ms", 1e3 * engine.between, 1e3 * http.between),
+        ("read beside, tokens/s", engine.read, http.read),
+    )
+    shown = pairs if engine.beside else pairs[:2]
+    return f"    engine / HTTP: {'; '.join(f'{name} {a:,.2f} / {b:,.2f}' for name, a, b in shown)}"
 
 
 def streams_table(pairs: list[tuple[Measured, Measured]]) -> Table:

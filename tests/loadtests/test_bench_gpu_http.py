@@ -36,7 +36,7 @@ def test_the_same_is_asked_of_an_engine_and_of_a_server(
 ) -> None:
     status, result, told = run(bench, capsys)
     assert status == 0 and result["correct"], told
-    assert "TRIAL on a CPU" in told
+    assert "TRIAL on a CPU" in told and told.count("engine / HTTP: TTFT, ms") == 2
     alone, beside = result["tiny"]["streams"]
     assert [alone["beside"], beside["beside"]] == [False, True]
     for which in (alone, beside):
