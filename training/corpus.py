@@ -115,6 +115,11 @@ class Stream:
     tokens: NDArray[np.uint16]
     ends: NDArray[np.int32]
 
+    def ended(self, at: int) -> int:
+        """How many sentences end at ``at`` tokens or before."""
+        # A number of another type would have all ends copied to that type.
+        return int(self.ends.searchsorted(np.int32(at), "right"))
+
 
 def encode(tokenizer: Tokenizer, text: str, ends: re.Pattern[str]) -> Stream:
     """The text's tokens and its sentence ends. Encoded piece by piece, for the tokenizer never joins over an

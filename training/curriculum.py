@@ -10,7 +10,7 @@ class Curriculum:
     stages: list[tuple[int, float]]
     """(row length, noise up to which it is used), rising."""
     promote: float
-    """Accuracy from which noise rises."""
+    """Accuracy on far answers from which noise rises."""
     noise: float
     noise_max: float
 

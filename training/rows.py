@@ -112,7 +112,7 @@ class Rows(ABC):
 
     def jump(self, stream: Stream, length: int) -> int:
         """A sentence end with at least ``length`` tokens after it."""
-        last = int(np.searchsorted(stream.ends, len(stream.tokens) - length, "left"))
+        last = stream.ended(len(stream.tokens) - length - 1)
         if last == 0:
             raise ValueError(
                 f"the background text has {len(stream.tokens)} tokens, too few for rows of {length}"

@@ -142,7 +142,7 @@ class Sampler(Rows):
                     owed -= len(piece)
                 if rng.random() < 0.1:
                     start = self.jump(stream, length)
-                end = int(stream.ends[np.searchsorted(stream.ends, start + owed, "right") - 1])
+                end = int(stream.ends[stream.ended(int(start + owed)) - 1])
                 if end > start and at + end - start <= length:
                     tokens[at : at + end - start] = stream.tokens[start:end]
                     at += end - start

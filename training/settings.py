@@ -84,11 +84,11 @@ class Settings:
     """Of a token's inner gradient; 0: off."""
 
     def __post_init__(self) -> None:
-        shortest = min(length for length, _ in self.stages)
-        if shortest <= self.reach:
+        longest = max(length for length, _ in self.stages)
+        if longest <= self.reach:
             raise ValueError(
                 f"attention alone reaches {self.reach} tokens back (a {self.variant} of {self.layers} "
-                f"layers, windows of {self.window}): rows of {shortest} would ask nothing of the memory"
+                f"layers, windows of {self.window}): rows of {longest} would ask nothing of the memory"
             )
 
     @property

@@ -88,13 +88,15 @@ class Step:
         self._count += 1
 
     def read(self) -> dict[str, float]:
-        """Means since the last call; ``far``, ``near`` and, where they were asked, every task become
+        """Means since the last call; where they were asked, ``far``, ``near`` and every task become
         accuracies."""
         values = dict(zip(self.names, (self._sum / max(1, self._count)).tolist(), strict=True))
         self._sum.zero_()
         self._count = 0
         for kind in ("far", "near"):
-            values[kind] = values.pop(f"right_{kind}") / max(values[kind], 1e-9)
+            right, asked = values.pop(f"right_{kind}"), values.pop(kind)
+            if asked:
+                values[kind] = right / asked
         for task in range(TASKS + 1):
             right, asked = values.pop(f"right_{task}"), values.pop(f"asked_{task}")
             if asked:

@@ -80,7 +80,8 @@ def train(settings: Settings) -> dict[str, float]:
             if count % OBSERVE_EVERY == 0:
                 metrics = step.read()
                 length = curriculum.length
-                curriculum.observe(metrics["far"])
+                # Rows within attention's reach have no far answers: it learns to answer first.
+                curriculum.observe(metrics["far"] if "far" in metrics else metrics.get("near", 0.0))
                 if curriculum.length < length:  # rows only grow: every new shape costs a capture
                     curriculum.noise = next(n for t, n in reversed(settings.stages) if t < length)
                 feed.steer(curriculum.noise, curriculum.length)

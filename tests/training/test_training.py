@@ -154,10 +154,20 @@ def test_a_tokenizer_of_another_size_is_refused(settings: Settings) -> None:
         train(dataclasses.replace(settings, vocabulary=512))
 
 
-def test_rows_within_the_reach_of_attention_are_refused(settings: Settings) -> None:
+def test_rows_within_the_reach_of_attention_are_judged_by_what_is_near(settings: Settings) -> None:
+    """A run whose first rows ask nothing of the memory goes on to longer ones once attention answers."""
+    within = dataclasses.replace(settings, lengths="64:1,128:1e9", window=96, promote=1e-6, minutes=0.15)
+    last = train(within)
+    assert last["near"] > 0 and last["noise"] > 1
+    step = Step(build(within), within)
+    step(draw(sampler(within, 1), 512, 64, 0.0), 1e-3)
+    assert "far" not in step.read()
+
+
+def test_rows_all_within_the_reach_of_attention_are_refused(settings: Settings) -> None:
     dataclasses.replace(settings, lengths="32:1e9", layers=1)
     with pytest.raises(ValueError, match="32 tokens back.*rows of 32"):
-        dataclasses.replace(settings, lengths="64:10,32:1e9", layers=2)
+        dataclasses.replace(settings, lengths="16:10,32:1e9", layers=2)
     dataclasses.replace(settings, lengths="64:10,32:1e9", layers=2, variant="lmm")
     dataclasses.replace(settings, lengths="32:1e9", layers=2, variant="mac")
 

@@ -198,7 +198,7 @@ class StoryRows(Rows):
 
     def _sentences(self, stream: Stream, start: int, owed: float) -> int:
         """Tokens of the whole sentences from ``start`` on that ``owed`` tokens hold."""
-        last = int(stream.ends.searchsorted(start + owed, "right")) - 1
+        last = stream.ended(int(start + owed)) - 1
         return max(0, int(stream.ends[last]) - start) if last >= 0 else 0
 
     def _piece(self, text: str) -> list[int]:
