@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mnemosyne.kernels.rules.rule import Architecture
+from mnemosyne.kernels.triton import step_memory_resident
 from mnemosyne.kernels.triton.cell_gates import gate
 from mnemosyne.kernels.triton.cells import located
 from mnemosyne.kernels.triton.network import TINY, finish, gelu, output_delta
@@ -288,6 +289,43 @@ def step_memory(
     """
     head_dim = norm.shape[0]
     heads = out.shape[1] // head_dim
+    if step_memory_resident.serves(x.dtype, depth, head_dim, width, chunk, taps.shape[0]):
+        step_memory_resident.resident_memory_kernel[(table.shape[1], heads)](
+            x,
+            logits,
+            out,
+            norm,
+            taps,
+            table,
+            table.shape[1],
+            x.shape[1],
+            *streams.columns,
+            *streams.channels,
+            gate_column,
+            *places.tails,
+            *places.memory,
+            *places.momentum,
+            *places.inputs,
+            *places.deltas,
+            places.decay,
+            places.rows,
+            limits.theta,
+            limits.eta,
+            limits.alpha,
+            limits.epsilon,
+            clip or 0.0,
+            epsilon,
+            LOGITS=logits.shape[1],
+            HEADS=heads,
+            CHANNELS=taps.shape[1],
+            RESIDUAL=architecture.residual,
+            NORM=architecture.norm,
+            CLIP=clip is not None,
+            num_warps=step_memory_resident.WARPS,
+            maxnreg=step_memory_resident.registers(table.shape[1] * heads),
+            launch_pdl=True,
+        )
+        return
     step_memory_kernel[(table.shape[1], heads)](
         x,
         logits,

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mnemosyne.kernels.triton.step_table import begin
+from mnemosyne.kernels.triton import step_product_few
+from mnemosyne.kernels.triton.step_table import ON_DEVICE, begin
 from mnemosyne.kernels.triton.support import PRECISIONS
 
 GROUP = 8
@@ -54,6 +55,14 @@ def _call(weight, column, N, K, COLUMNS: tl.constexpr, LINES: tl.constexpr):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def _chain(x):
+    """A sum that ends here: what it is added to isn't what it begins with, as the compiler would have it."""
+    if ON_DEVICE:
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return x
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -97,7 +106,7 @@ def product_kernel(
         if column >= N:
             for k in range(0, K, DEPTH):
                 w = gates.load([column - N, k]).T
-                acc = tl.dot(a.load([row, k]), w, acc, input_precision=PRECISION)
+                acc += _chain(tl.dot(a.load([row, k]), w, input_precision=PRECISION))
             MADE: tl.constexpr = COLUMNS // PARTS
             parts = tl.reshape(acc, [ROWS, MADE // GROUP, PARTS, GROUP])
             z = tl.reshape(tl.sum(parts, 2), [ROWS, MADE])
@@ -108,9 +117,10 @@ def product_kernel(
     second = acc
     for k in range(0, K, DEPTH):
         x = a.load([row, k])
-        acc = tl.dot(x, weight.load([column, k]).T, acc, input_precision=PRECISION)
+        acc += _chain(tl.dot(x, weight.load([column, k]).T, input_precision=PRECISION))
         if KIND == "swiglu":
-            second = tl.dot(x, weight.load([N + column, k]).T, second, input_precision=PRECISION)
+            w = weight.load([N + column, k]).T
+            second += _chain(tl.dot(x, w, input_precision=PRECISION))
     if KIND == "swiglu":
         acc = acc * second / (1.0 + tl.exp(-second))
     c = column + tl.arange(0, COLUMNS)
@@ -130,17 +140,25 @@ def tiles(rows: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
     if rows <= 64:
         tile = {"ROWS": 64, "COLUMNS": 16 if narrow else 32, "DEPTH": 128}
         return tile | {"num_warps": 4, "num_stages": 8 if narrow else 4}
-    tile = {"ROWS": 128, "COLUMNS": 32 if narrow else 64, "DEPTH": 64}
-    return tile | {"num_warps": 4, "num_stages": 4}
+    tile = {"ROWS": 128, "COLUMNS": 32 if narrow else 64, "DEPTH": 128}
+    return tile | {"num_warps": 4, "num_stages": 2}
 
 
 def product(
-    a: Tensor, weight: Tensor, out: Tensor, kind: str = "store", gates: GateProduct | None = None
+    a: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    kind: str = "store",
+    gates: GateProduct | None = None,
 ) -> None:
     """``a`` `[rows or more, K]` times ``weight`` `[N, K]` ("swiglu": `[2 N, K]`) into ``out`` `[rows, N]`;
     for "add" ``out`` is fp32 and added to. ``gates``: N is then a multiple of 64."""
     rows, N = out.shape
     K = a.shape[1]
+    parts = 0 if gates is None else gates.weight.shape[0] // gates.logits.shape[1]
+    if step_product_few.serves(rows, N, K, a.dtype, kind, parts):
+        step_product_few.few_product(a, weight, out, kind, gates)
+        return
     few = rows <= 64
     options: dict[str, Any] = tiles(rows, N, a.dtype)
     down, block = triton.cdiv(rows, options["ROWS"]), [options["COLUMNS"], options["DEPTH"]]

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mnemosyne.kernels.rules.rule import Architecture
+from mnemosyne.kernels.triton import step_memory_resident, step_recall_resident
 from mnemosyne.kernels.triton.cells import located
 from mnemosyne.kernels.triton.network import finish, gelu
 from mnemosyne.kernels.triton.recall import head_norm
@@ -100,6 +101,28 @@ def step_recall(
     """
     head_dim = norm.shape[0]
     heads = out.shape[1] // head_dim
+    if step_memory_resident.serves(x.dtype, len(memory), head_dim, width, 64, taps.shape[0]):
+        step_recall_resident.resident_recall_kernel[(table.shape[1], heads)](
+            x,
+            out,
+            norm,
+            taps,
+            table,
+            table.shape[1],
+            x.shape[1],
+            column,
+            channel,
+            *tails,
+            *memory,
+            epsilon,
+            HEADS=heads,
+            CHANNELS=taps.shape[1],
+            RESIDUAL=architecture.residual,
+            NORM=architecture.norm,
+            num_warps=step_memory_resident.WARPS,
+            launch_pdl=True,
+        )
+        return
     step_recall_kernel[(table.shape[1], heads)](
         x,
         out,

@@ -7,8 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnemosyne.kernels.triton.rows import NOTHING, Kind, Operands, _normed
+from mnemosyne.kernels.triton.rows import NOTHING, Kind, Operands
 from mnemosyne.kernels.triton.step_table import begin
+
+
+@triton.jit
+def _normed(x, scale, N, epsilon):
+    """RMSNorm of a row `[1, WIDTH]`."""
+    return x * (1.0 / tl.sqrt(tl.sum(x * x, 1) / N + epsilon))[:, None] * scale[None, :]
 
 
 @triton.jit
@@ -25,22 +31,26 @@ def step_rows_kernel(
     WIDTH: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    begin()
     column = tl.arange(0, WIDTH)
     inside = column < N
+    scale = tl.load(weight + column, mask=inside, other=0.0)
+    if KIND == "gate" or KIND == "paper":
+        scale_y = tl.load(norm_y + column, mask=inside, other=0.0)
+        scale_m = tl.load(norm_m + column, mask=inside, other=0.0)
+    begin()
     here = inside[None, :]
     at = tl.program_id(0) * N + column[None, :]
     x = tl.load((y if KIND == "between" else residual) + at, mask=here, other=0.0).to(tl.float32)
     if KIND == "gate" or KIND == "paper":
         from_y = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
         from_m = tl.load(m + at, mask=here, other=0.0).to(tl.float32)
-        from_y = _normed(from_y, norm_y, 0, column, inside, N, epsilon)
-        from_m = _normed(from_m, norm_m, 0, column, inside, N, epsilon)
+        from_y = _normed(from_y, scale_y, N, epsilon)
+        from_m = _normed(from_m, scale_m, N, epsilon)
         x += from_y / (1.0 + tl.exp(-from_m))
         if KIND == "gate":
             x += from_m
         tl.store(residual + at, x, mask=here)
-    tl.store(out + at, _normed(x, weight, 0, column, inside, N, epsilon), mask=here)
+    tl.store(out + at, _normed(x, scale, N, epsilon), mask=here)
 
 
 def step_rows(
@@ -50,9 +60,11 @@ def step_rows(
     weight: Tensor,
     epsilon: float,
     operands: Operands = NOTHING,
+    *,
+    early: bool = True,
 ) -> None:
     """As ``rows.rows``, of one layer: ``residual`` and ``out`` `[sessions, N]`, norms' weights `[N]`. There
-    is no "add": the product before adds to the stream itself."""
+    is no "add": the product before adds to the stream itself. ``early``: while the launch before runs."""
     sessions, N = out.shape
     y, m, norm_y, norm_m = operands
     step_rows_kernel[(sessions,)](
@@ -68,5 +80,5 @@ def step_rows(
         WIDTH=triton.next_power_of_2(N),
         KIND=kind,
         num_warps=8,
-        launch_pdl=True,
+        launch_pdl=early,
     )

@@ -24,6 +24,7 @@ STATE: tl.constexpr = tl.constexpr(0)
 OPEN: tl.constexpr = tl.constexpr(1)
 INDEX: tl.constexpr = tl.constexpr(2)
 POSITION: tl.constexpr = tl.constexpr(3)
+TOKEN: tl.constexpr = tl.constexpr(4)
 
 ON_DEVICE: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
 
@@ -34,6 +35,13 @@ class Streams(NamedTuple):
 
     columns: tuple[int, ...]
     channels: tuple[int, ...]
+
+
+@triton.jit
+def open_up():
+    """The launch after this one may come from here on, as far as there is room for its programs."""
+    if ON_DEVICE:
+        gdc_launch_dependents()
 
 
 @triton.jit

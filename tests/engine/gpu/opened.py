@@ -26,6 +26,7 @@ def tiny(
     layers: int = 2,
     gate: str = "default",
     window: int = 32,
+    chunk: int = 16,
     **memory: object,
 ) -> ModelConfig:
     return ModelConfig(
@@ -34,9 +35,9 @@ def tiny(
         dim=dim,
         head_dim=head_dim,
         vocab_size=80,
-        chunk=16,
-        segment=32,
-        window=window,
+        chunk=chunk,
+        segment=2 * chunk,
+        window=max(window, chunk),
         persistent=3,
         gate=gate,
         memory=MemoryConfig(**{"expansion": 2, "theta_max": 0.3, "alpha_max": 0.2, **memory}),

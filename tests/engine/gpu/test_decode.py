@@ -14,6 +14,8 @@ from tests.kernels.triton.interpreter import passes_in_the_interpreter
 
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 STEPS = 3
+RESIDENT = tiny("mac", head_dim=64, dim=256, expansion=4, chunk=64)
+"""The shape whose memory is on the chip before its turn."""
 LENGTHS = [(3, 13), (0, 0), (1, 1), (2, 0), (0, 5), (5, 7), (4, 12)]
 """Chunks committed and tokens pending."""
 
@@ -46,13 +48,14 @@ def decoded(model: Titans, opened: list[OpenChunk], *, graphs: bool, steps: int 
     "config",
     [
         tiny("mac", head_dim=64, dim=128, expansion=4),
+        RESIDENT,
         tiny("mac", depth=1, clip=None),
         tiny("mac", gate="paper", residual=False, clip=0.05),
         tiny("mag", head_dim=128, dim=128),
         tiny("mal", head_dim=16),
         tiny("lmm", depth=1),
     ],
-    ids=lambda c: f"{c.variant} {c.head_dim} depth {c.memory.depth}",
+    ids=lambda c: f"{c.variant} {c.head_dim} depth {c.memory.depth} chunk {c.chunk}",
 )
 def test_equal_to_the_modules(config: ModelConfig, dtype: torch.dtype) -> None:
     model = on_gpu(config, dtype)
@@ -64,20 +67,23 @@ def test_equal_to_the_modules(config: ModelConfig, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_a_graph_gives_the_bits_of_eager_launches() -> None:
-    model = on_gpu(tiny("mac", head_dim=64, dim=128, expansion=4), torch.bfloat16)
+@pytest.mark.parametrize("variant", ["mac", "mag"])
+def test_graphs_give_the_bits_of_eager_launches(variant: str) -> None:
+    """The first layers' and the others'."""
+    model = on_gpu(tiny(variant, layers=3, head_dim=64, dim=128, expansion=4), torch.bfloat16)
     _, opened = model.open_chunk(sessions(model, LENGTHS[:5]))
     eager = decoded(model, opened, graphs=False, steps=STEPS)
     assert torch.equal(decoded(model, opened, graphs=True, steps=STEPS), eager)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("variant", ["mac", "mag"])
-def test_the_same_bits_alone_and_in_any_batch(variant: str) -> None:
+@pytest.mark.parametrize(("variant", "chunk"), [("mac", 16), ("mac", 64), ("mag", 16)])
+def test_the_same_bits_alone_and_in_any_batch(variant: str, chunk: int) -> None:
     from mnemosyne.engine.gpu.decode import Decoder
     from mnemosyne.engine.gpu.weights import Weights
 
-    model = on_gpu(tiny(variant, head_dim=64, dim=256, expansion=4), torch.bfloat16)
+    config = tiny(variant, head_dim=64, dim=256, expansion=4, chunk=chunk)
+    model = on_gpu(config, torch.bfloat16)
     decoder = Decoder(model.config, Weights.of(model))
     kinds = sessions(model, LENGTHS)
     _, opened = model.open_chunk([kinds[b % len(kinds)] for b in range(300)])
