@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +41,10 @@ class Pyramid:
 
     chunks: int = 0
     """Chunks since the session's first token."""
-    levels: tuple[Values, ...] = ()
-    """Level k `[POINTS, layers, fields]`: point i, of the chunks [i 2^k, (i + 1) 2^k), at i % POINTS."""
+    kept: tuple[Values, ...] = ()
+    """``levels``, without the newest chunks."""
+    newest: tuple[Values, ...] = ()
+    """Those, in the order of time: fewer than POINTS, since whoever reads seldom looks."""
 
     @classmethod
     def blank(cls, layers: int, chunks: int = 0) -> Pyramid:
@@ -65,26 +68,37 @@ class Pyramid:
         stacked[np.isnan(stacked)] = np.nan
         return stacked
 
-    @property
-    def nbytes(self) -> int:
-        return sum(level.nbytes for level in self.levels)
-
-    def extended(self, values: Values) -> Pyramid:
-        """With n more chunks, `[n, layers, fields]`."""
-        levels = list(self.levels)
-        start, new = self.chunks, values
-        for k, level in enumerate(self.levels):
+    @cached_property
+    def levels(self) -> tuple[Values, ...]:
+        """Level k `[POINTS, layers, fields]`: point i, of the chunks [i 2^k, (i + 1) 2^k), at i % POINTS."""
+        if not self.newest:
+            return self.kept
+        new = np.concatenate(self.newest)
+        levels, start = list(self.kept), self.chunks - len(new)
+        for k, level in enumerate(self.kept):
             if not len(new):
                 break
-            kept = new[-POINTS:]
+            last = new[-POINTS:]
             stop = start + len(new)
             levels[k] = level.copy()
-            levels[k][np.arange(stop - len(kept), stop) % POINTS] = kept
+            levels[k][np.arange(stop - len(last), stop) % POINTS] = last
             if start % 2:
                 start -= 1
                 new = np.concatenate([level[None, start % POINTS], new])
             start, new = start // 2, _joined(new[: len(new) // 2 * 2])
-        return Pyramid(self.chunks + len(values), tuple(levels))
+        return tuple(levels)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(level.nbytes for level in self.kept)
+
+    def extended(self, values: Values) -> Pyramid:
+        """With n more chunks, `[n, layers, fields]`."""
+        chunks = self.chunks + len(values)
+        if not self.kept:
+            return Pyramid(chunks)
+        more = Pyramid(chunks, self.kept, (*self.newest, values.copy()))
+        return more if sum(map(len, more.newest)) < POINTS else Pyramid(chunks, more.levels)
 
     def cover(self, first: int, last: int, level: int) -> Iterator[Point]:
         """The points, of 2^level chunks each, that the chunks [first, last) are in, in order.

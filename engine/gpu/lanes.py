@@ -29,7 +29,8 @@ SHORT = (1, 4, 16)
 empty, and a session that commits a chunk while others decode comes alone."""
 
 AHEAD = 32
-"""Waves whose tables go to the device together; those of the next are made while they run."""
+"""Waves whose tables go to the device together; those of the next are made while they run. The first goes
+alone, so that the device has something to do."""
 
 
 class Group:
@@ -97,8 +98,8 @@ class Lanes:
 
         ``addresses`` `[B, 3]`: of each session's state, of its open chunk, and how many of its ``length``
         tokens count. ``opened``: the open chunks are filled, and the states stay (``Wave.run``)."""
-        rest = iter(waves)
-        while some := list(islice(rest, AHEAD)):
+        rest, ahead = iter(waves), 1
+        while some := list(islice(rest, ahead)):
             groups = [self._group(len(cells), size) for cells in some]
             tables = [
                 _table(group, cells, addresses, length) for group, cells in zip(groups, some, strict=True)
@@ -110,6 +111,7 @@ class Lanes:
                 group.table.copy_(table.view(group.table.shape))
                 self._run(group, opened)
                 yield group
+            ahead = AHEAD
 
     def _group(self, cells: int, size: int) -> Group:
         """The smallest that takes them."""

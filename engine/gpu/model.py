@@ -77,7 +77,8 @@ class GpuTitans:
 
         ``per_token``: the trace has the values of every token too."""
         blobs = [self.layout.pack(state.tensors, self.device).clone() for state in states]
-        parts = []
+        parts: list[Trace] = []
+        after = list(states)
         chunk = self.config.chunk
         room = self._reader.tokens
         if len(states) * chunk > room:
@@ -86,10 +87,12 @@ class GpuTitans:
         done = 0
         for piece in tokens.split(most, 1):
             positions = [state.position + done for state in states]
-            parts.append(self._reader.read(blobs, positions, piece, per_token).trace())
+            told = self._reader.read(blobs, positions, piece, per_token)
             done += piece.shape[1]
+            # While the device is busy.
+            after = [self._state(blob, state, done) for blob, state in zip(blobs, states, strict=True)]
+            parts.append(told.trace())
         trace = Trace.joined(parts)
-        after = [self._state(blob, state, done) for blob, state in zip(blobs, states, strict=True)]
         return [
             dataclasses.replace(state, pyramid=state.pyramid.extended(chunks))
             for state, chunks in zip(after, trace.chunks, strict=True)

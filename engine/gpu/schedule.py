@@ -52,8 +52,10 @@ def waves(reads: Sequence[Read], layers: int, size: int, chunk: int, most: int) 
         # Cells of one layer side by side: they share its weights.
         here = here[np.argsort(layer[here], kind="stable")]
         cells = np.column_stack([sessions[here], layer[here], every[here]])
-        for first in range(0, len(cells), most):
-            yield cells[first : first + most]
+        # Waves of one size: a small one would leave the device idle as often as a large one.
+        for wave in np.array_split(cells, -(-len(cells) // most)):
+            # The longest first: short ones fill up what is idle at a kernel's end.
+            yield wave[np.argsort(-wave[:, 3], kind="stable")]
 
 
 def cell_rows(config: ModelConfig) -> int:

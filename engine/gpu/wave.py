@@ -91,11 +91,10 @@ class Wave:
         if c.variant != "lmm":
             self.attended, self.y = rows_of(d), rows_of(d)
         if c.variant == "mac":
-            self.query, self.h = rows_of(d), rows_of(d)
-            self.context, self.streams = rows_of(2 * d), rows_of(4 * d)
+            self.h, self.context, self.streams = rows_of(d), rows_of(2 * d), rows_of(4 * d)
         if c.variant == "mal":
             self.context = rows_of(3 * d)
-        self.logits = self._take((many, weights.gates.shape[2]), torch.float32)
+        self.logits = self._take((count, weights.gates.shape[2], cell), torch.float32)
         cells = (count, chunks, heads)
         self.decays = cell_gates.CellDecays(
             self._take((*cells, depth, cell_gates.VECTORS, L), torch.float32),
@@ -131,33 +130,35 @@ class Wave:
         computed from the open chunk."""
         w, c = self.weights, self.config
         self._norm("norm", tokens, w.norm_mixer)
-        gemm(self.u, w.first, self.table, self.cell, c.chunk, self.first)
+        gemm(self.u, w.first, *self._cells, self.first, rotation=self._rotation(tokens))
         getattr(self, f"_{c.variant}")(tokens, opened)
-        gemm(self.u, w.up, self.table, self.cell, c.chunk, self.hidden, "swiglu")
-        gemm(self.hidden, w.down, self.table, self.cell, c.chunk, tokens.residual, "add")
+        gemm(self.u, w.up, *self._cells, self.hidden, "swiglu")
+        gemm(self.hidden, w.down, *self._cells, tokens.residual, "add")
         if opened is None:
             summary.summarize(self.trace, tokens.summary, self.table, c.chunk)
 
     def _mac(self, tokens: Tokens, opened: BlobLayout | None) -> None:
         c, w, d = self.config, self.weights, self.config.dim
         assert w.attention is not None and w.attended is not None and w.streams is not None
-        self._convolve(self.first, 0, self.query, 0, c.heads)
+        self._convolve(self.first, 0, self.read, 0, c.heads)
         recall.recall(
-            self.query,
+            self.read,
             self.h,
             w.head_norm,
             self._each("segment_memory"),
+            self._each("memory"),
+            c.segment,
+            opened is None,
             self.width,
             self.rule.architecture,
             c.norm_epsilon,
             *self._cells,
         )
-        gemm(self.h, w.attention, self.table, self.cell, c.chunk, self.context)
-        self._rotate(tokens, self.first, d, 2 * c.heads)
-        self._rotate(tokens, self.context, 0, c.heads)
+        turned = streams.Rotation(0, c.heads, tokens.cos, tokens.sin)
+        gemm(self.h, w.attention, *self._cells, self.context, rotation=turned)
         self._attend(self.first, d, self.context)
-        gemm(self.attended, w.attended, self.table, self.cell, c.chunk, self.y)
-        gemm(self.y, w.streams, self.table, self.cell, c.chunk, self.streams)
+        gemm(self.attended, w.attended, *self._cells, self.y)
+        gemm(self.y, w.streams, *self._cells, self.streams)
         self._convolve(self.streams, 0, self.made, d, 2 * c.heads)
         self._learn(self.y, self.streams, 3 * d, (0, d, 2 * d), opened)
         self._mix(tokens)
@@ -174,9 +175,8 @@ class Wave:
         assert w.attended is not None
         self._convolve(self.first, 3 * d, self.made, 0, 2 * c.heads)
         self._learn(self.u, self.first, 6 * d, (d, 0, 2 * d), opened)
-        self._rotate(tokens, self.first, 0, 2 * c.heads)
         self._attend(self.first, 0, None)
-        gemm(self.attended, w.attended, self.table, self.cell, c.chunk, self.y)
+        gemm(self.attended, w.attended, *self._cells, self.y)
         self._mix(tokens)
         self._keep(self.first, d, 2 * d, "keys", "values", opened)
         self._keep_tails(opened, (self.first, 3 * d, 0, 3 * d))
@@ -187,10 +187,10 @@ class Wave:
         self._convolve(self.first, 0, self.made, 0, 2 * c.heads)
         self._learn(self.u, self.first, 3 * d, (d, 0, 2 * d), opened)
         self._norm("between", tokens, w.norm_attention, rows.Operands(y=self.m))
-        gemm(self.u, w.attention, self.table, self.cell, c.chunk, self.context)
-        self._rotate(tokens, self.context, 0, 2 * c.heads)
+        turned = streams.Rotation(0, 2 * c.heads, tokens.cos, tokens.sin)
+        gemm(self.u, w.attention, *self._cells, self.context, rotation=turned)
         self._attend(self.context, 0, None)
-        gemm(self.attended, w.attended, self.table, self.cell, c.chunk, self.y)
+        gemm(self.attended, w.attended, *self._cells, self.y)
         self._norm("add", tokens, w.norm_ffn, rows.Operands(m=self.y))
         self._keep(self.context, d, 2 * d, "keys", "values", opened)
         self._keep_tails(opened, (self.first, 0, 0, 3 * d))
@@ -230,8 +230,12 @@ class Wave:
         tails, head_dim = _at(self.layout, "tails"), self.config.head_dim
         streams.keep_tails(parts, channels, taps, tails, kept, *self._cells, head_dim)
 
-    def _rotate(self, tokens: Tokens, x: Tensor, column: int, heads: int) -> None:
-        streams.rotate(x, column, heads, tokens.cos, tokens.sin, *self._cells)
+    def _rotation(self, tokens: Tokens) -> streams.Rotation | None:
+        """Of ``first``: attention's queries and keys, where it has them."""
+        c = self.config
+        if c.variant not in ("mac", "mag"):
+            return None
+        return streams.Rotation(c.dim if c.variant == "mac" else 0, 2 * c.heads, tokens.cos, tokens.sin)
 
     def _held(self, keys: str, values: str) -> attention.Held:
         return attention.Held(_at(self.layout, keys), _at(self.layout, values))
@@ -302,7 +306,7 @@ class Wave:
             self.table,
             self.cell,
         )
-        gemm(self.read, w.output, self.table, self.cell, c.chunk, self.m)
+        gemm(self.read, w.output, *self._cells, self.m)
 
 
 def _at(layout: BlobLayout, name: str) -> tuple[int, int]:

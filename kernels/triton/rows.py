@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mnemosyne.kernels.triton.cells import BASE, CHUNKS, LAYER, cell_field
 
-ROWS = 4
+ROWS, WARPS = 4, 4
 Kind = Literal["norm", "between", "gate", "paper", "add"]
 
 
@@ -126,5 +126,5 @@ def rows(
         L=length,
         ROWS=ROWS,
         KIND=kind,
-        num_warps=4,
+        num_warps=WARPS,
     )

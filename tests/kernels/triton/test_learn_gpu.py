@@ -115,7 +115,7 @@ class Cells:
             room(n, chunks, HEADS, 2, cell_gates.VECTORS, L),
             room(n, chunks, HEADS, 2, L, L, dtype=torch.bfloat16),
         )
-        logits = self.logits.reshape(n * cell, -1)
+        logits = self.logits.reshape(n, cell, -1).mT.contiguous()
         cell_gates.cell_decays(logits, decays, (0.01, 0.9, 0.02), 0.004, cells, cell, L)
         out = room(n * cell, DIM, dtype=torch.bfloat16)
         found = Found(out.view(n, chunks, L, DIM), room(n, chunks, HEADS, 7), room(n, chunks, HEADS, 2, L))
