@@ -7,9 +7,7 @@ one thing that goes to the device. The same math as ``mixers`` has for one token
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,8 +20,7 @@ from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.state import GENERATED
 from mnemosyne.kernels.positions import rotary_angles
 from mnemosyne.kernels.triton.rows import Operands
-from mnemosyne.kernels.triton.step_attention import HeldRows, Room, rooms_of, step_attend
-from mnemosyne.kernels.triton.step_begin import step_begin
+from mnemosyne.kernels.triton.step_attention import HeldRows, step_attend
 from mnemosyne.kernels.triton.step_memory import GateLimits, StepPlaces, step_memory
 from mnemosyne.kernels.triton.step_product import GateProduct, grouped, product
 from mnemosyne.kernels.triton.step_recall import step_recall
@@ -32,9 +29,6 @@ from mnemosyne.kernels.triton.step_table import FIELDS, Streams
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Sizes of a batch that there are steps for; a batch runs in the smallest that holds it."""
-FIRST = 2
-"""Layers in a graph of their own. To launch a graph takes the longer the more it holds, and nothing runs
-meanwhile: the others' is launched while these run. 0: one graph."""
 
 
 class Decoder:
@@ -66,7 +60,7 @@ class Decoder:
         return logits
 
     def _some(self, chunks: Sequence[BlobChunk], ids: list[int]) -> Tensor:
-        bucket = BUCKETS[bisect_left(BUCKETS, len(chunks))]
+        bucket = min(size for size in BUCKETS if size >= len(chunks))
         if bucket not in self._steps:
             self._steps[bucket] = Step(self._config, self._weights, self._gates, bucket, self._graphs)
         return self._steps[bucket](chunks, ids)
@@ -102,34 +96,18 @@ class Step:
         self.width = config.memory_shapes[-1][1]
         self.scratch = room(heads, 2 * self.width + config.head_dim, dtype=single)
         self.final = room(d, dtype=single)
-        self.parts: Room | None = None
-        if weights.persistent_k is not None:
-            persistent, held = weights.persistent_k.shape[2], self._held
-            answered = config.variant == "mac"
-            rooms = rooms_of(persistent, held, config.chunk, config.head_dim, answered)
-            sums = room(heads, rooms, config.head_dim + 2, dtype=single)
-            self.parts = Room(sums, room(heads, dtype=torch.int32))
         self.vocabulary = torch.zeros(size, config.vocab_size, dtype=single, device=device)
         self.table = torch.zeros(len(FIELDS), size, dtype=torch.int64, device=device)
         on_gpu = device.type == "cuda"
-        self._sent = torch.zeros(self.table.shape, dtype=torch.int64, pin_memory=on_gpu)
-        self._columns = self._sent.numpy()
-        self._ended = torch.cuda.Event() if on_gpu else None
-        half = (size, config.head_dim // 2)
-        cos, sin = (torch.zeros(half, dtype=single, device=device) for _ in range(2))
-        self.angles = cos, sin
+        self._host = torch.zeros(self.table.shape, dtype=torch.int64, pin_memory=on_gpu)
+        self._sent = torch.cuda.Event() if on_gpu else None
         self._turned: tuple[Tensor, Tensor] | None = None
         if config.variant == "mac":
             places = torch.arange(config.segment, device=device)
             self._turned = rotary_angles(places, config.head_dim, config.rope_theta, single)
-        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
         if graphs:
             self._capture()
-
-    @property
-    def _held(self) -> int:
-        """Rows that a state has for attention."""
-        return self.config.segment if self.config.variant == "mac" else self.config.window
 
     def _capture(self) -> None:
         """With an empty table, so that the run that compiles the kernels, which can't be captured, touches no
@@ -139,57 +117,53 @@ class Step:
         with torch.cuda.stream(side):
             self.run()
         torch.cuda.current_stream().wait_stream(side)
-        layers = self.config.layers
-        ends = (FIRST, layers) if 0 < FIRST < layers else (layers,)
-        for first, last in pairwise((0, *ends)):
-            graph = torch.cuda.CUDAGraph()
-            # What another thread asks of a device meanwhile must not end the capture.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._run(first, last)
-            self._graphs.append(graph)
+        self._graph = torch.cuda.CUDAGraph()
+        # What another thread asks of a device meanwhile must not end the capture.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self.run()
 
     def __call__(self, chunks: Sequence[BlobChunk], ids: list[int]) -> Tensor:
         full = [chunk for chunk in chunks if chunk.length >= self.config.chunk]
         if full:
             raise ValueError(f"{len(full)} chunks have no room for a token")
-        if self._ended is not None:
-            self._ended.synchronize()  # what it began with is overwritten
+        if self._sent is not None:
+            self._sent.synchronize()  # what is sent is overwritten
         columns = [
             (*chunk.addresses, chunk.length, chunk.committed.position, token)
             for chunk, token in zip(chunks, ids, strict=True)
         ]
-        self._columns[:, : len(columns)] = np.array(columns, np.int64).T
-        self._columns[:, len(columns) :] = 0
-        self.run()
+        self._host.zero_()
+        self._host.numpy()[:, : len(columns)] = np.array(columns, np.int64).T
+        self.table.copy_(self._host, non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
+        if self._graph is None:
+            self.run()
+        else:
+            self._graph.replay()
         return self.vocabulary[: len(columns)].clone()
 
     def run(self) -> None:
-        """All launches of a step, by what was sent."""
-        for graph in self._graphs:
-            graph.replay()
-        if not self._graphs:
-            self._run(0, self.config.layers)
-        if self._ended is not None:
-            self._ended.record()
-
-    def _run(self, first: int, last: int) -> None:
-        """The layers from ``first`` on before ``last``, and what comes before and after all of them."""
-        c, w, epsilon = self.config, self.weights, self.config.norm_epsilon
-        if first == 0:
-            step_begin(self._sent, self.table, w.embedding, self.residual, self.angles, self._turned)
-            if self._turned is None:
-                _, _, index, position, _ = self.table.unbind(0)
-                self.angles = rotary_angles(position + index, c.head_dim, c.rope_theta, torch.float32)
-        for layer in range(first, last):
-            # The table is read ahead of a launch's turn: it stands before the first one comes.
-            early = layer > first
-            step_rows("norm", self.residual, self.normed, w.norm_mixer[layer], epsilon, early=early)
+        """All launches of a step, by what the table says."""
+        w, epsilon = self.weights, self.config.norm_epsilon
+        _, _, index, position, tokens = self.table.unbind(0)
+        self.angles = self._angles(position + index)
+        torch.index_select(w.embedding, 0, tokens, out=self.residual[: len(tokens)])
+        for layer in range(self.config.layers):
+            step_rows("norm", self.residual, self.normed, w.norm_mixer[layer], epsilon)
             getattr(self, f"_{self.config.variant}")(layer)
             self._product(self.normed, w.up[layer], self.hidden, "swiglu")
             self._product(self.hidden, w.down[layer], self.residual, "add")
-        if last == c.layers:
-            step_rows("norm", self.residual, self.final, w.norm, epsilon)
-            self._product(self.final, w.embedding, self.vocabulary)
+        step_rows("norm", self.residual, self.final, w.norm, epsilon)
+        self._product(self.final, w.embedding, self.vocabulary)
+
+    def _angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin `[sessions, head_dim / 2]` of absolute positions."""
+        c = self.config
+        if self._turned is None:
+            return rotary_angles(places, c.head_dim, c.rope_theta, torch.float32)
+        here = places % c.segment
+        return self._turned[0][here], self._turned[1][here]
 
     def _mac(self, layer: int) -> None:
         c, w, d = self.config, self.weights, self.config.dim
@@ -213,8 +187,7 @@ class Step:
         self._product(self.h, w.attention[layer], self.context)
         self._attend(layer, self.first, d, self.context)
         self._product(self.attended, w.attended[layer], self.y)
-        gates = self._gates(layer)
-        self._product(self.y, w.streams[layer], self.streams, gates=gates)
+        self._product(self.y, w.streams[layer], self.streams, gates=self._gates(layer))
         # Streams k, q', v and the output gate; in the tails they come after the query of h.
         self._remember(layer, self.streams, Streams((d, 0, 2 * d), (2 * d, d, 3 * d)), 3 * d)
         self._mix(layer)
@@ -251,7 +224,7 @@ class Step:
 
     def _attend(self, layer: int, x: Tensor, column: int, context: Tensor | None) -> None:
         c, w = self.config, self.weights
-        assert w.persistent_k is not None and w.persistent_v is not None and self.parts is not None
+        assert w.persistent_k is not None and w.persistent_v is not None
 
         def held(*names: str) -> HeldRows:
             return HeldRows(*((self._committed(name, layer), self._own(name, layer)) for name in names))
@@ -264,10 +237,9 @@ class Step:
             w.persistent_v[layer],
             *self.angles,
             self.attended,
-            self.parts,
             held("keys", "values"),
             None if context is None else held("memory_keys", "memory_values"),
-            self._held,
+            c.window if context is None else c.segment,
             c.chunk,
             self.table,
         )

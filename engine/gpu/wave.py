@@ -130,7 +130,7 @@ class Wave:
         computed from the open chunk."""
         w, c = self.weights, self.config
         self._norm("norm", tokens, w.norm_mixer)
-        gemm(self.u, w.first, *self._cells, self.first, rotation=self._rotation(tokens))
+        gemm(self.u, w.first, *self._cells, self.first)
         getattr(self, f"_{c.variant}")(tokens, opened)
         gemm(self.u, w.up, *self._cells, self.hidden, "swiglu")
         gemm(self.hidden, w.down, *self._cells, tokens.residual, "add")
@@ -154,8 +154,9 @@ class Wave:
             c.norm_epsilon,
             *self._cells,
         )
-        turned = streams.Rotation(0, c.heads, tokens.cos, tokens.sin)
-        gemm(self.h, w.attention, *self._cells, self.context, rotation=turned)
+        gemm(self.h, w.attention, *self._cells, self.context)
+        self._rotate(tokens, self.first, d, 2 * c.heads)
+        self._rotate(tokens, self.context, 0, c.heads)
         self._attend(self.first, d, self.context)
         gemm(self.attended, w.attended, *self._cells, self.y)
         gemm(self.y, w.streams, *self._cells, self.streams)
@@ -175,6 +176,7 @@ class Wave:
         assert w.attended is not None
         self._convolve(self.first, 3 * d, self.made, 0, 2 * c.heads)
         self._learn(self.u, self.first, 6 * d, (d, 0, 2 * d), opened)
+        self._rotate(tokens, self.first, 0, 2 * c.heads)
         self._attend(self.first, 0, None)
         gemm(self.attended, w.attended, *self._cells, self.y)
         self._mix(tokens)
@@ -187,8 +189,8 @@ class Wave:
         self._convolve(self.first, 0, self.made, 0, 2 * c.heads)
         self._learn(self.u, self.first, 3 * d, (d, 0, 2 * d), opened)
         self._norm("between", tokens, w.norm_attention, rows.Operands(y=self.m))
-        turned = streams.Rotation(0, 2 * c.heads, tokens.cos, tokens.sin)
-        gemm(self.u, w.attention, *self._cells, self.context, rotation=turned)
+        gemm(self.u, w.attention, *self._cells, self.context)
+        self._rotate(tokens, self.context, 0, 2 * c.heads)
         self._attend(self.context, 0, None)
         gemm(self.attended, w.attended, *self._cells, self.y)
         self._norm("add", tokens, w.norm_ffn, rows.Operands(m=self.y))
@@ -230,12 +232,8 @@ class Wave:
         tails, head_dim = _at(self.layout, "tails"), self.config.head_dim
         streams.keep_tails(parts, channels, taps, tails, kept, *self._cells, head_dim)
 
-    def _rotation(self, tokens: Tokens) -> streams.Rotation | None:
-        """Of ``first``: attention's queries and keys, where it has them."""
-        c = self.config
-        if c.variant not in ("mac", "mag"):
-            return None
-        return streams.Rotation(c.dim if c.variant == "mac" else 0, 2 * c.heads, tokens.cos, tokens.sin)
+    def _rotate(self, tokens: Tokens, x: Tensor, column: int, heads: int) -> None:
+        streams.rotate(x, column, heads, tokens.cos, tokens.sin, *self._cells)
 
     def _held(self, keys: str, values: str) -> attention.Held:
         return attention.Held(_at(self.layout, keys), _at(self.layout, values))

@@ -1,9 +1,8 @@
 """Attention of a cell's chunks over a segment (MAC) or a sliding window (MAG, MAL), with persistent tokens.
 
-Counterpart of ``kernels.attention``. A program answers some chunks of one head: it walks persistent tokens,
+Counterpart of ``kernels.attention``. A program answers one chunk of one head: it walks persistent tokens,
 what the session's state holds and the cell's own rows in tiles of one chunk, in the order of their positions,
-so its bits don't depend on where the cell begins. Where the chip has room, ``attention_shared``'s kernel
-answers instead, and adds up in another order. Knows no projection.
+so its bits don't depend on where the cell begins. Knows no projection.
 """
 
 from __future__ import annotations
@@ -16,17 +15,6 @@ from torch import Tensor
 
 from mnemosyne.kernels.triton.cells import CHUNKS, LAYER, PLACE, STATE, cell_field, located
 from mnemosyne.kernels.triton.support import PRECISIONS
-
-try:
-    from mnemosyne.kernels.triton import attention_shared as shared
-except (ImportError, AttributeError):  # a triton without the Gluon that it is written in
-    shared = None
-
-QUERIES = 64
-"""Tokens of a program, where a chunk isn't longer. A masked tile changes no bit, so they don't either."""
-STAGES = 2
-REGISTERS = 128
-"""A thread, where a program has more than 64 tokens: two programs are on a multiprocessor then."""
 
 
 class Held(NamedTuple):
@@ -83,7 +71,6 @@ def attention_kernel(
     P: tl.constexpr,
     CELL: tl.constexpr,
     L: tl.constexpr,
-    ROWS: tl.constexpr,
     HELD: tl.constexpr,
     SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,10 +79,8 @@ def attention_kernel(
     holds HELD rows: those of the segment, from its first on, or the window's, the newest last. ``scale``
     takes log2 e too."""
     cell = tl.program_id(0).to(tl.int64)
-    TALL: tl.constexpr = ROWS // L
-    chunk = tl.program_id(1) * TALL
-    chunks = cell_field(cells, CHUNKS, cell, count).to(tl.int32)
-    if chunk >= chunks:
+    chunk = tl.program_id(1)
+    if chunk >= cell_field(cells, CHUNKS, cell, count):
         return
     head = tl.program_id(2)
     DIM: tl.constexpr = HEADS * D
@@ -107,19 +92,18 @@ def attention_kernel(
     row = tl.arange(0, L)
     d = tl.arange(0, D)
     own = x + cell * CELL * N + column + head * D
-    asks = tl.arange(0, ROWS)
-    query = chunk * L + asks
+    query = chunk * L + row
     q = tl.load(own + query[:, None] * N + d[None, :])
-    top = tl.full([ROWS], -1e30, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, D], tl.float32)
+    top = tl.full([L], -1e30, tl.float32)
+    total = tl.zeros([L], tl.float32)
+    acc = tl.zeros([L, D], tl.float32)
 
     for p in range(0, P, L):
         at = (layer * HEADS + head) * P * D + p * D
         there = p + row < P
         kt = tl.load(persistent_k + at + row[None, :] * D + d[:, None], mask=there[None, :], other=0.0)
         vt = tl.load(persistent_v + at + row[:, None] * D + d[None, :], mask=there[:, None], other=0.0)
-        seen = there[None, :] & (asks >= 0)[:, None]
+        seen = there[None, :] & (row >= 0)[:, None]
         top, total, acc = _take(q, kt, vt, seen, top, total, acc, scale, PRECISION)
 
     # Chunks before the cell, counted from its first: as many as the segment or the window has.
@@ -140,7 +124,7 @@ def attention_kernel(
         held_hv = state + h_values_offset + layer * h_values_stride + held
         own_hk = (h + cell * CELL * 2 * DIM + head * D).to(tl.int64)
         own_hv = own_hk + DIM * SIZE
-    for j in range(first, tl.minimum(chunk + TALL, chunks)):
+    for j in range(first, chunk + 1):
         # One body for rows of the state and rows of the cell: two would be compiled to other sums.
         before = j < 0
         at = tl.where(before, (older + j) * L * D, 0) * SIZE
@@ -182,16 +166,10 @@ def attend(
 
     ``x`` `[cells cell, N]` has q, k, v, rotated, from ``column`` on; ``h`` `[cells cell, 2 dim]` k and v of
     what the memory answered (MAC: ``held_h`` then says where the state has those of the segment before).
-    ``persistent_*`` `[layers, H, P, D]`; ``rows`` that the state holds: the segment or the window. Which
-    kernel runs depends on shapes and the device alone, whatever ``cell``.
+    ``persistent_*`` `[layers, H, P, D]`; ``rows`` that the state holds: the segment or the window.
     """
-    of_state = (*held.keys, *held.values, *(held_h or held).keys, *(held_h or held).values)
-    if shared is not None and shared.serves(x, persistent_k, length, h is not None):
-        shared.attend(x, column, h, persistent_k, persistent_v, out, of_state, rows, cells, cell)
-        return
     _, heads, persistent, head_dim = persistent_k.shape
-    tall = max(min(QUERIES, cell), length)
-    attention_kernel[(cells.shape[1], cell // tall, heads)](
+    attention_kernel[(cells.shape[1], cell // length, heads)](
         x,
         x if h is None else h,
         persistent_k,
@@ -201,20 +179,21 @@ def attend(
         cells.shape[1],
         x.shape[1],
         column,
-        *of_state,
+        *held.keys,
+        *held.values,
+        *(held if held_h is None else held_h).keys,
+        *(held if held_h is None else held_h).values,
         head_dim**-0.5 * 1.4426950408889634,
         HEADS=heads,
         D=head_dim,
         P=persistent,
         CELL=cell,
         L=length,
-        ROWS=tall,
         HELD=rows,
         SEGMENT=held_h is not None,
         PRECISION=PRECISIONS[x.dtype],
-        num_warps=4 * max(1, tall // 64),
-        num_stages=STAGES,
-        maxnreg=REGISTERS if tall > 64 else None,
+        num_warps=4,
+        num_stages=2,
     )
 
 

@@ -4,7 +4,6 @@ A cell is a run of one session's chunks in one layer; cells of a launch may belo
 (``cells``). Every element of a result is one fixed sum: a program walks all of K in steps of 16 on Hopper's
 tensor cores, adding in fp32, whatever the tile, the number of rows and what else is in the launch. So bits
 depend on nobody else's rows, which a library that chooses its kernel by the number of rows can't promise.
-Where cells are whole tiles of rows, ``gemm_whole`` makes them.
 """
 
 from __future__ import annotations
@@ -18,13 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mnemosyne.kernels.triton.cells import BASE, CHUNKS, LAYER, cell_field
-from mnemosyne.kernels.triton.streams import Rotation, rotate
 from mnemosyne.kernels.triton.support import PRECISIONS
-
-try:
-    from mnemosyne.kernels.triton import gemm_whole as whole
-except (ImportError, AttributeError):  # a triton without the Gluon that it is written in
-    whole = None
 
 
 @triton.jit
@@ -103,26 +96,15 @@ def tiles(cell: int, columns: int, dtype: torch.dtype, kind: str) -> dict[str, i
 
 
 def gemm(
-    a: Tensor,
-    weight: Tensor,
-    cells: Tensor,
-    cell: int,
-    length: int,
-    out: Tensor,
-    kind: str = "store",
-    rotation: Rotation | None = None,
+    a: Tensor, weight: Tensor, cells: Tensor, cell: int, length: int, out: Tensor, kind: str = "store"
 ) -> None:
     """``a`` `[cells cell, K]` times ``weight`` `[layers, N, K]` ("swiglu": `[layers, 2 N, K]`) into ``out``.
 
     ``cells`` as ``cells.py`` has them, each with room for ``cell`` rows, in chunks of ``length``. ``out`` is
-    `[cells cell, N]`, or for "add" fp32 `[rows, N]`, which is added to. ``rotation``: heads of a row that get
-    their positions at once ("store").
+    `[cells cell, N]`, or for "add" fp32 `[rows, N]`, which is added to.
     """
     layers, rows, K = weight.shape
     N = rows // 2 if kind == "swiglu" else rows
-    if whole is not None and whole.serves(a, N, cell, rotation):
-        whole.gemm(a, weight, cells, cell, length, out, kind, rotation)
-        return
     options: dict[str, Any] = tiles(cell, N, a.dtype, kind)
     count = cells.shape[1]
     block = [options["COLUMNS"], options["DEPTH"]]
@@ -142,5 +124,3 @@ def gemm(
         PRECISION=PRECISIONS[a.dtype],
         **options,
     )
-    if rotation is not None:
-        rotate(out, rotation, cells, cell, length)

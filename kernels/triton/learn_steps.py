@@ -8,6 +8,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     warpgroup_mma,
+    warpgroup_mma_wait,
 )
 
 from mnemosyne.kernels.triton.scan import _settle
@@ -52,7 +53,7 @@ def _tanh(x):
 
 
 @gluon.jit
-def gelu(z):
+def _gelu(z):
     """As ``network.gelu``, ROUGH, in fewer steps."""
     scale: gl.constexpr = 0.7978845608028654  # sqrt(2 / pi)
     cubic: gl.constexpr = 0.7978845608028654 * 0.044715
@@ -84,22 +85,22 @@ def room(COUNT: gl.constexpr):
 
 
 @gluon.jit
+def tile(value, nought):
+    """``value`` [64, 64] as an operand in shared memory."""
+    operand = room(64).index(nought)
+    operand.store(value.to(KIND))
+    return operand
+
+
+@gluon.jit
 def half(x, WHICH: gl.constexpr):
     return x.slice(WHICH * HALF, HALF)
 
 
 @gluon.jit
-def tile_of(x, nought, WHICH: gl.constexpr):
-    """One of two operands [64, 64] in a room of HALF."""
-    return x.index(nought).slice(WHICH * 64, 64)
-
-
-@gluon.jit
-def start(m, right):
+def _start(m, right):
     """m right of half the hidden units, begun."""
-    low, high = m & 0xFFFF, (m >> 16) & 0xFFFF
-    left = _beside(low.to(gl.int16), high.to(gl.int16)).to(KIND, bitcast=True)
-    left = gl.convert_layout(left, gl.DotOperandLayout(0, UNITS, 2), assert_trivial=True)
+    left = gl.convert_layout(m.to(KIND), gl.DotOperandLayout(0, UNITS, 2), assert_trivial=True)
     return warpgroup_mma(left, right, gl.full([HALF, L], 0.0, gl.float32, UNITS), is_async=True)
 
 
@@ -110,15 +111,30 @@ def _squares(x):
 
 
 @gluon.jit
-def over_warps(warps):
-    """The sum over hidden units of what the warps have left."""
+def by_token(square, nought):
+    """The sum over hidden units of what ``_squares`` has left."""
     layout: gl.constexpr = gl.BlockedLayout([2, 1], [4, 8], [1, 8], [0, 1])
-    return gl.convert_layout(gl.sum(warps.load(layout), 0), ROW, assert_trivial=True)
+    each_warp = gl.allocate_shared_memory(gl.float32, [1, 8, L], PLAIN).index(nought)
+    barrier()
+    each_warp.store(gl.sum(square, 1))
+    barrier()
+    return gl.convert_layout(gl.sum(each_warp.load(layout), 0), ROW, assert_trivial=True)
 
 
 @gluon.jit
-def make_inputs(z, made, slopes):
+def in_rows(z, nought):
+    """A sum over hidden units in layout ROWS, by way of shared memory."""
+    between = gl.allocate_shared_memory(gl.float32, [1, L, D], SINGLE).index(nought)
+    barrier()
+    between.store(z)
+    barrier()
+    return between.load(ROWS)
+
+
+@gluon.jit
+def make_inputs(m1, k, made, slopes):
     """x and its slopes; x's squares."""
+    z = warpgroup_mma_wait(0, deps=[_start(m1, k)])
     x, slope = _gelu_slope(z)
     made.store(x.to(KIND))
     slopes.store(slope.to(KIND))
@@ -126,150 +142,42 @@ def make_inputs(z, made, slopes):
 
 
 @gluon.jit
-def make_gradients(z, slopes, where):
+def make_gradients(z, slopes):
     """Inner gradients where the slopes were; their squares."""
-    back = z * slopes.to(gl.float32)
-    where.store(back.to(KIND))
+    back = z * slopes.load(UNITS).to(gl.float32)
+    slopes.store(back.to(KIND))
     return _squares(back)
 
 
 @gluon.jit
-def reads_of(m1, s1, back, qa, qf, own):
-    """y before its activation, begun: three products."""
-    y = start(m1, qa)
+def make_reads(m1, s1, back, qa, qf, own, read):
+    """y, from the first memory layer."""
+    y = _start(m1, qa)
     y = warpgroup_mma(s1, qf, y, is_async=True)
-    return warpgroup_mma(back, own, y, is_async=True)
+    y = warpgroup_mma(back, own, y, is_async=True)
+    y = warpgroup_mma_wait(0, deps=[y])
+    read.store(_gelu(y).to(KIND))
 
 
 @gluon.jit
-def sum_of(left_a, left_b, right, z):
-    """A sum over hidden units, begun: two products."""
-    z = warpgroup_mma(left_a, half(right, 0), z, is_async=True)
-    return warpgroup_mma(left_b, half(right, 1), z, is_async=True)
-
-
-@gluon.jit
-def _in_thread(x):
-    """Added up as far as one thread has them: [warps, 8, 4]."""
-    x = gl.reshape(x, [HALF // 16, 2, 8, 8, 4, 2])
-    return gl.sum(gl.sum(gl.sum(x, 5), 3), 1)
-
-
-@gluon.jit
-def moved(m, product, past, a, f, told, HALF_OF: gl.constexpr, WHICH: gl.constexpr):
-    """M' = a M + f S + product; tells the squares of M' - M and of M."""
-    new = _settle(product + f * past + a * m)
+def move(m, s, left, for_m, for_s, a, f, e):
+    """M' = a M + f S + left for_m; S' = e S + left for_s where S lies; the squares of M' - M and of M, summed
+    over rows."""
+    past = s.load(UNITS).to(gl.float32)
+    new = warpgroup_mma(left, for_m, a * m + f * past, is_async=True)
+    carried = warpgroup_mma(left, for_s, e * past, is_async=True)
+    new, carried = warpgroup_mma_wait(0, deps=[new, carried])
+    barrier()  # whatever is put where operands lay, no other warp's product reads them any more
+    s.store(_settle(carried).to(KIND))
+    new = _settle(new)
     step = new - m
-    tell(told, HALF_OF, WHICH, gl.sum(gl.sum(_in_thread(step * step), 2), 1))
-    tell(told, HALF_OF, WHICH + 1, gl.sum(gl.sum(_in_thread(m * m), 2), 1))
-    return new
+    return new, gl.sum(step * step, 1), gl.sum(m * m, 1)
 
 
 @gluon.jit
-def parted(m, upper):
-    """An fp32 matrix in two: its upper bits, which round it to an operand (halves up), go to ``upper``; the
-    lower ones come back, two in a register."""
-    bits = m.to(gl.int32, bitcast=True) + 0x8000
-    upper.store((bits >> 16).to(gl.int16).to(KIND, bitcast=True))
-    even, odd = gl.split(gl.reshape(bits, [HALF, D // 2, 2]))
-    return (even & 0xFFFF) | (odd << 16)
-
-
-@gluon.jit
-def joined(upper, lower):
-    """What was parted."""
-    bits = gl.join(lower & 0xFFFF, (lower >> 16) & 0xFFFF)
-    bits = gl.convert_layout(gl.reshape(bits, [HALF, D]), UNITS, assert_trivial=True)
-    bits |= upper.load(UNITS).to(gl.int16, bitcast=True).to(gl.int32) << 16
-    return (bits - 0x8000).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def _beside(even, odd):
-    x = gl.reshape(gl.join(even, odd), [HALF, D])
-    return gl.convert_layout(x, UNITS, assert_trivial=True)
-
-
-@gluon.jit
-def parts(m):
-    """An fp32 matrix in two, each two in a register: the upper bits, which round it to an operand (halves
-    up), and the lower ones."""
-    even, odd = gl.split(gl.reshape(m.to(gl.int32, bitcast=True) + 0x8000, [HALF, D // 2, 2]))
-    upper = ((even >> 16) & 0xFFFF) | (odd & -0x10000)
-    return upper, (even & 0xFFFF) | (odd << 16)
-
-
-@gluon.jit
-def rejoined(upper, lower):
-    """What was in parts."""
-    even = (lower & 0xFFFF) | (upper << 16)
-    odd = ((lower >> 16) & 0xFFFF) | (upper & -0x10000)
-    return (_beside(even, odd) - 0x8000).to(gl.float32, bitcast=True)
-
-
-@gluon.jit
-def by_warp_of_tokens(x):
-    return gl.sum(gl.reshape(x, [8, 8]), 1)
-
-
-@gluon.jit
-def tell(told, HALF_OF: gl.constexpr, WHICH: gl.constexpr, x):
-    """One number a warp, of half the hidden units."""
-    told.slice(HALF_OF * 8, 8).slice(WHICH, 1, dim=1).store(gl.expand_dims(x, 1))
-
-
-@gluon.jit
-def tell_all(told, trace):
-    """The sums of what was told: four of units in two halves, two of tokens."""
-    layout: gl.constexpr = gl.BlockedLayout([8, 1], [1, 32], [1, 8], [0, 1])
-    which = gl.arange(0, 32, gl.SliceLayout(0, layout))
-    both = gl.sum(told.slice(0, 8).load(layout), 0)
-    both += gl.where(which < 4, gl.sum(told.slice(8, 8).load(layout), 0), 0.0)
-    gl.store(trace + gl.where(which < 4, which + 3, which - 4), both, mask=which < 6)
-
-
-@gluon.jit
-def opaque(x):
-    """x, of which the compiler knows nothing."""
-    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def sigmoid(x):
-    return gl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + gl.exp(-x)], dtype=gl.float32, is_pure=True, pack=1
+def again(x, MASK: gl.constexpr):
+    """Indices ``x``, whose bits in MASK are the thread's, computed anew."""
+    own = gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x & MASK], dtype=gl.int32, is_pure=True, pack=1
     )
-
-
-@gluon.jit
-def _fetch(pointer):
-    gl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointer], dtype=gl.int32, is_pure=False, pack=1
-    )
-
-
-@gluon.jit
-def fetch_beside(
-    gates,
-    vectors,
-    decay,
-    cell,
-    c,
-    head,
-    gates_width,
-    gates_column,
-    CELL: gl.constexpr,
-    HEADS: gl.constexpr,
-    VECTORS: gl.constexpr,
-):
-    """A chunk's decays, vectors and gates into the second cache, a line a thread."""
-    i = gl.arange(0, 256, gl.BlockedLayout([1], [32], [8], [0]))
-    place = (cell * (CELL // L) + c) * HEADS + head
-    line = (decay + place * 2 * L * L).to(gl.int64) + (i & 127) * 128
-    row = (cell * CELL + c * L + (i & 63)) * gates_width + gates_column + head * D
-    line = gl.where(i < 128, line, (gates + row).to(gl.int64))
-    beside = (vectors + place * 2 * VECTORS * L).to(gl.int64) + (i & 63) * 128
-    line = gl.where(
-        i < 192, line, gl.minimum(beside, (vectors + (place + 1) * 2 * VECTORS * L).to(gl.int64) - 128)
-    )
-    _fetch(line)
+    return own + (x & ~MASK)

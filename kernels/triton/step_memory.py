@@ -322,7 +322,7 @@ def step_memory(
             NORM=architecture.norm,
             CLIP=clip is not None,
             num_warps=step_memory_resident.WARPS,
-            maxnreg=step_memory_resident.registers(table.shape[1] * heads),
+            maxnreg=step_memory_resident.REGISTERS,
             launch_pdl=True,
         )
         return

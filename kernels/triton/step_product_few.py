@@ -26,7 +26,7 @@ RANGE = gl.constexpr(128)
 TILE = gl.constexpr(16)
 """Rows of weights a program."""
 LARGEST = 8
-"""Rows that are few; with more of them a chain waits for its rows longer than for its weights."""
+"""Rows that are few; with 16 of them large tiles are faster."""
 MOST = 5632
 """K whose weights a program has room for."""
 

@@ -60,11 +60,9 @@ def step_rows(
     weight: Tensor,
     epsilon: float,
     operands: Operands = NOTHING,
-    *,
-    early: bool = True,
 ) -> None:
     """As ``rows.rows``, of one layer: ``residual`` and ``out`` `[sessions, N]`, norms' weights `[N]`. There
-    is no "add": the product before adds to the stream itself. ``early``: while the launch before runs."""
+    is no "add": the product before adds to the stream itself."""
     sessions, N = out.shape
     y, m, norm_y, norm_m = operands
     step_rows_kernel[(sessions,)](
@@ -80,5 +78,5 @@ def step_rows(
         WIDTH=triton.next_power_of_2(N),
         KIND=kind,
         num_warps=8,
-        launch_pdl=early,
+        launch_pdl=True,
     )

@@ -24,7 +24,6 @@ STATE: tl.constexpr = tl.constexpr(0)
 OPEN: tl.constexpr = tl.constexpr(1)
 INDEX: tl.constexpr = tl.constexpr(2)
 POSITION: tl.constexpr = tl.constexpr(3)
-TOKEN: tl.constexpr = tl.constexpr(4)
 
 ON_DEVICE: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
 

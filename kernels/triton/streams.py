@@ -4,7 +4,6 @@ and values of the memory. Counterpart of ``kernels.positions`` and of ``features
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -12,17 +11,6 @@ from torch import Tensor
 
 from mnemosyne.kernels.triton.cells import BASE, CHUNKS, LAYER, OPEN, STATE, TOKENS, cell_field, located
 from mnemosyne.kernels.triton.network import NORM_EPSILON
-
-
-class Rotation(NamedTuple):
-    """Which heads of a row get rotary positions, and their angles."""
-
-    column: int
-    """Where the first begins."""
-    heads: int
-    cos: Tensor
-    """fp32 `[tokens, head_dim / 2]`."""
-    sin: Tensor
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -52,14 +40,16 @@ def rotate_kernel(
     at = x + (cell * CELL + t)[:, None] * N + column + tl.program_id(2) * D + half[None, :]
     first = tl.load(at).to(tl.float32)
     second = tl.load(at + HALF).to(tl.float32)
-    # Steps as they are written, as in ``gemm_whole``: the same bits there.
+    # Which product is rounded is said here, and not left to the compiler.
     tl.store(at, tl.fma(first, c, -(second * s)))
     tl.store(at + HALF, tl.fma(second, c, first * s))
 
 
-def rotate(x: Tensor, rotation: Rotation, cells: Tensor, cell: int, length: int) -> None:
-    """Rotate heads of ``x`` `[cells cell, N]`, in place."""
-    column, heads, cos, sin = rotation
+def rotate(
+    x: Tensor, column: int, heads: int, cos: Tensor, sin: Tensor, cells: Tensor, cell: int, length: int
+) -> None:
+    """Rotate ``heads`` heads from ``column`` on of ``x`` `[cells cell, N]`, in place; ``cos`` and ``sin``
+    `[tokens, head_dim / 2]`, fp32."""
     half = cos.shape[1]
     rotate_kernel[(cells.shape[1], cell // length, heads)](
         x, cos, sin, cells, cells.shape[1], x.shape[1], column, D=2 * half, CELL=cell, L=length, num_warps=4

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 
 class Resources(NamedTuple):
@@ -86,7 +86,6 @@ def resources(kernel: Any, launch: Launch) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as LaidOut
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     names = kernel.arg_names
@@ -103,8 +102,6 @@ def resources(kernel: Any, launch: Launch) -> Resources:
             attributes[(i,)] = [["tt.divisibility", 16]]
         elif isinstance(value, TensorDescriptor):
             signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"
-        elif isinstance(value, LaidOut):
-            signature[name] = f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape},{value.layout!r}>"
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
             if signature[name] == "i32" and value % 16 == 0:
