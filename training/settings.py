@@ -64,7 +64,7 @@ class Settings:
     """Minutes."""
     layers: int = 3
     dim: int = 256
-    vocabulary: int = 4096
+    vocabulary: int = 6144
     chunk: int = 64
     window: int = 128
     """Tokens that attention sees; for a MAC the segment."""

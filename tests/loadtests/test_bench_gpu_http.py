@@ -79,7 +79,7 @@ def test_a_random_checkpoint_has_the_preset_s_vocabulary_and_the_shipped_words(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = script("bench_gpu_checkpoint")
-    wide = replace(script("bench_gpu_model").config_of("tiny", "mac"), vocab_size=5000)
+    wide = replace(script("bench_gpu_model").config_of("tiny", "mac"), vocab_size=7000)
     monkeypatch.setattr(made, "config_of", lambda *_: wide)
     monkeypatch.setattr(made, "TRIAL", "")
     first = made.random_checkpoint(tmp_path / "a", "tiny", "mac", torch.device("cpu"))
@@ -87,5 +87,5 @@ def test_a_random_checkpoint_has_the_preset_s_vocabulary_and_the_shipped_words(
     assert first.fingerprint == again.fingerprint
     words = TextTokenizer.from_file(first.tokenizer_path)
     (the,) = words.encode(" the")
-    assert the < 4096
-    assert words.token_bytes(4999) == b"<unused4999>"
+    assert the < 6144
+    assert words.token_bytes(6999) == b"<unused6999>"

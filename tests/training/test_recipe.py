@@ -46,7 +46,7 @@ def prepared_once(maker: recipe_rows.Maker, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def settings_of(name: str) -> recipe_run.RunSettings:
-    return ALL[name].applied(TINY, 4096)
+    return ALL[name].applied(TINY, 6144)
 
 
 def few(monkeypatch: pytest.MonkeyPatch, *chosen: Change) -> None:
@@ -70,7 +70,7 @@ def test_every_change_is_one_and_changes_something() -> None:
     assert len({settings_of(name).model.to_json() for name in ALL}) == len(ALL) - 6
     full = recipe.SETTINGS["full"]
     for change in changes(full):
-        settings = change.applied(full, 4096)
+        settings = change.applied(full, 6144)
         assert settings.model and settings.reach <= full.far, change.name
 
 

@@ -44,7 +44,7 @@ def test_random_characters_come_back(tokenizer: Tokenizer) -> None:
 
 
 def test_the_words_of_facts_are_single_tokens(tokenizer: Tokenizer) -> None:
-    assert tokenizer.get_vocab_size() == 4096
+    assert tokenizer.get_vocab_size() == 6144
     words = [*facts.ADJECTIVES, *facts.NOUNS, *(v for r in facts.RELATIONS for v in r.values)]
     assert single_tokens(tokenizer, iter(words)) == []
 

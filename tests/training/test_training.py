@@ -150,7 +150,7 @@ def test_the_learning_rate_warms_up_holds_and_falls(settings: Settings) -> None:
 
 
 def test_a_tokenizer_of_another_size_is_refused(settings: Settings) -> None:
-    with pytest.raises(ValueError, match="has 4096 tokens, and the model is to have 512"):
+    with pytest.raises(ValueError, match="has 6144 tokens, and the model is to have 512"):
         train(dataclasses.replace(settings, vocabulary=512))
 
 
