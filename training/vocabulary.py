@@ -32,8 +32,8 @@ def moved(embedding: Tensor, old: Tokenizer, new: Tokenizer) -> Tensor:
     rows = embedding.float()
     length = rows.norm(dim=1).mean()
     made = torch.empty(new.get_vocab_size(), rows.shape[1])
-    for token in range(len(made)):
-        same = old.token_to_id(new.id_to_token(token))
+    for text, token in new.get_vocab().items():
+        same = old.token_to_id(text)
         if same is not None:
             made[token] = rows[same]
             continue
