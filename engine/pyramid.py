@@ -44,7 +44,8 @@ class Pyramid:
     kept: tuple[Values, ...] = ()
     """``levels``, without the newest chunks."""
     newest: tuple[Values, ...] = ()
-    """Those, in the order of time: fewer than POINTS, since whoever reads seldom looks."""
+    """Those, in the order of time, fewer than POINTS: whoever reads seldom looks, and levels take as long to
+    move by one chunk as by many."""
 
     @classmethod
     def blank(cls, layers: int, chunks: int = 0) -> Pyramid:
@@ -90,6 +91,8 @@ class Pyramid:
 
     @property
     def nbytes(self) -> int:
+        """Of the levels. Besides, the newest chunks take at most a sixteenth of it; and while a pyramid that
+        was looked at lives, so do the levels that they changed."""
         return sum(level.nbytes for level in self.kept)
 
     def extended(self, values: Values) -> Pyramid:

@@ -94,6 +94,8 @@ def test_one_that_was_extended_stays_as_it_was() -> None:
 
 def test_its_size_does_not_depend_on_what_was_read() -> None:
     assert grown(chunks(5000)).nbytes == Pyramid.blank(LAYERS).nbytes == LEVELS * POINTS * LAYERS * 4 * 4
+    newest = [sum(map(len, grown(chunks(count), 1).newest)) for count in (POINTS - 1, POINTS, 3 * POINTS + 7)]
+    assert newest == [POINTS - 1, 0, 7]
     assert POINTS << LEVELS - 1 > 500e6 / 64, "so many tokens are remembered at 64 a chunk"
 
 
