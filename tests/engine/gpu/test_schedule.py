@@ -86,6 +86,12 @@ def check(batch: Batch, layers: int, size: int, most: int) -> None:
         assert first == 0 or when[ends[session, layer, first]] < wave
 
 
+def test_a_diagonal_is_cut_evenly_and_the_longest_come_first() -> None:
+    batch = [*[(4, 4), (0, 8)] * 3, (4, 4)]
+    taken = rows(batch, 1, 8, 3)
+    assert [[chunks for _, _, _, chunks, _ in wave] for wave in taken] == [[2, 1, 1], [2, 1], [2, 1]]
+
+
 @pytest.mark.parametrize("batch", BATCHES, ids=str)
 def test_every_cell_once_and_after_those_it_waits_for(batch: Batch) -> None:
     for layers, size, most in itertools.product((1, 2, 3, 5), SIZES, (1, 2, 3, 7, 100)):
