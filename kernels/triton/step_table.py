@@ -46,8 +46,9 @@ def open_up():
 @triton.jit
 def begin():
     """Every kernel of a step is launched while the one before it still runs (``launch_pdl``), which takes its
-    start out of the way. Nothing that a step changes is touched before this, by no program: then that one has
-    ended, and with it all before it. The table, the weights and what is committed may be read earlier."""
+    start out of the way. Nothing that launches before it in the step change is touched before this, by no
+    program: then that one has ended, and with it all before it. The table, the weights, what is committed and
+    what earlier steps left may be read earlier."""
     if ON_DEVICE:
         gdc_launch_dependents()
         gdc_wait()

@@ -38,7 +38,7 @@ JOURNAL = "samples.jsonl"
 """What eval babilong keeps in its folder while it runs."""
 Books = Annotated[Path, typer.Option(help="Book text: a file, or a folder of .txt and .txt.xz files.")]
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, or one of several as cuda:1.")]
 
 
 @app.command()
