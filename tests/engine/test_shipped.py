@@ -55,9 +55,13 @@ def test_chunk_path_and_decode_agree(model, tokens):
         chunked, _ = model.open_chunk(prefixes)
         # Position by position, the root mean square of the difference against that of the logits.
         difference = (chunked - by_decode).square().mean(1).sqrt()
-        assert (difference < bound * chunked.square().mean(1).sqrt()).all()
+        size = chunked.square().mean(1).sqrt()
+        assert (difference < bound * size).all()
+        # Where the likeliest token is another one, the two were as likely within the bound.
+        other = chunked.gather(1, by_decode.argmax(1, keepdim=True)).squeeze(1)
+        assert (chunked.amax(1) - other < bound * size).all()
         same += int((chunked.argmax(1) == by_decode.argmax(1)).sum())
-    assert same >= 0.995 * CHUNKS * L
+    assert same >= 0.99 * CHUNKS * L
 
 
 def test_it_fits_the_repository():
