@@ -289,50 +289,7 @@ def step_memory(
     """
     head_dim = norm.shape[0]
     heads = out.shape[1] // head_dim
-    if step_memory_resident.serves(x.dtype, depth, head_dim, width, chunk, taps.shape[0]):
-        step_memory_resident.resident_memory_kernel[(table.shape[1], heads)](
-            x,
-            logits,
-            out,
-            norm,
-            taps,
-            table,
-            table.shape[1],
-            x.shape[1],
-            *streams.columns,
-            *streams.channels,
-            gate_column,
-            *places.tails,
-            *places.memory,
-            *places.momentum,
-            *places.inputs,
-            *places.deltas,
-            places.decay,
-            places.rows,
-            limits.theta,
-            limits.eta,
-            limits.alpha,
-            limits.epsilon,
-            clip or 0.0,
-            epsilon,
-            LOGITS=logits.shape[1],
-            HEADS=heads,
-            CHANNELS=taps.shape[1],
-            RESIDUAL=architecture.residual,
-            NORM=architecture.norm,
-            CLIP=clip is not None,
-            num_warps=step_memory_resident.WARPS,
-            maxnreg=step_memory_resident.REGISTERS,
-            launch_pdl=True,
-        )
-        return
-    step_memory_kernel[(table.shape[1], heads)](
-        x,
-        logits,
-        out,
-        norm,
-        taps,
-        scratch,
+    numbers = (
         table,
         table.shape[1],
         x.shape[1],
@@ -352,19 +309,47 @@ def step_memory(
         limits.epsilon,
         clip or 0.0,
         epsilon,
+    )
+    form = {
+        "HEADS": heads,
+        "CHANNELS": taps.shape[1],
+        "RESIDUAL": architecture.residual,
+        "NORM": architecture.norm,
+        "CLIP": clip is not None,
+    }
+    grid = (table.shape[1], heads)
+    if step_memory_resident.serves(x.dtype, depth, head_dim, width, chunk, taps.shape[0]):
+        step_memory_resident.resident_memory_kernel[grid](
+            x,
+            logits,
+            out,
+            norm,
+            taps,
+            *numbers,
+            LOGITS=logits.shape[1],
+            num_warps=step_memory_resident.WARPS,
+            maxnreg=step_memory_resident.REGISTERS,
+            launch_pdl=True,
+            **form,
+        )
+        return
+    step_memory_kernel[grid](
+        x,
+        logits,
+        out,
+        norm,
+        taps,
+        scratch,
+        *numbers,
         GATES=logits.shape[1],
-        HEADS=heads,
-        CHANNELS=taps.shape[1],
         K=taps.shape[0],
         D=head_dim,
         H=width,
         L=chunk,
         ROWS=triton.next_power_of_2(chunk),
         DEEP=depth > 1,
-        RESIDUAL=architecture.residual,
-        NORM=architecture.norm,
-        CLIP=clip is not None,
         launch_pdl=True,
+        **form,
         **launch(head_dim, width),
     )
 
