@@ -39,10 +39,16 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts
     """Write all of it; ``facts`` is what ``run.json`` holds."""
     folder.mkdir(parents=True, exist_ok=True)
     named = dict(model.named_parameters())
-    _write(folder, "weights", dict(named))
     state = {name: optimizer.state[p] for name, p in named.items() if p in optimizer.state}
     for key in ("exp_avg", "exp_avg_sq"):
         _write(folder, key, {name: s[key].to(torch.bfloat16) for name, s in state.items()})
+    save_weights(folder, dict(named), facts)
+
+
+def save_weights(folder: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Without averages, which then begin anew where a run goes on from here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, "weights", weights)
     (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

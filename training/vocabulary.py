@@ -10,13 +10,14 @@ the steps: what the blocks know doesn't depend on which pieces words are cut int
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from mnemosyne.training import shards
 
 EMBEDDING = "embedding"
 
@@ -48,9 +49,7 @@ def move(checkpoint: Path, tokenizer: Path, out: Path) -> None:
     old, new = Tokenizer.from_file(str(checkpoint / "tokenizer.json")), Tokenizer.from_file(str(tokenizer))
     tensors = {name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
     tensors[EMBEDDING] = moved(tensors[EMBEDDING], old, new)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "weights-0.safetensors")
-    (out / "run.json").write_text(json.dumps({"step": 0, "noise": 0.0}) + "\n", encoding="utf-8")
+    shards.save_weights(out, tensors, {"step": 0, "noise": 0.0})
 
 
 def main() -> None:
