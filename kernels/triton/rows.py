@@ -32,10 +32,15 @@ NOTHING = Operands()
 
 
 @triton.jit
+def normed(x, scale, N, epsilon):
+    """RMSNorm of rows `[rows, WIDTH]`, of which N columns count."""
+    return x * (1.0 / tl.sqrt(tl.sum(x * x, 1) / N + epsilon))[:, None] * scale[None, :]
+
+
+@triton.jit
 def _normed(x, weight, layer, column, inside, N, epsilon):
-    """RMSNorm of rows by the layer's weight."""
-    scale = tl.load(weight + layer * N + column, mask=inside, other=0.0)[None, :]
-    return x * (1.0 / tl.sqrt(tl.sum(x * x, 1) / N + epsilon))[:, None] * scale
+    """By the layer's weight."""
+    return normed(x, tl.load(weight + layer * N + column, mask=inside, other=0.0), N, epsilon)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -7,14 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mnemosyne.kernels.triton.rows import NOTHING, Kind, Operands
+from mnemosyne.kernels.triton.rows import NOTHING, Kind, Operands, normed
 from mnemosyne.kernels.triton.step_table import begin
-
-
-@triton.jit
-def _normed(x, scale, N, epsilon):
-    """RMSNorm of a row `[1, WIDTH]`."""
-    return x * (1.0 / tl.sqrt(tl.sum(x * x, 1) / N + epsilon))[:, None] * scale[None, :]
 
 
 @triton.jit
@@ -44,13 +38,13 @@ def step_rows_kernel(
     if KIND == "gate" or KIND == "paper":
         from_y = tl.load(y + at, mask=here, other=0.0).to(tl.float32)
         from_m = tl.load(m + at, mask=here, other=0.0).to(tl.float32)
-        from_y = _normed(from_y, scale_y, N, epsilon)
-        from_m = _normed(from_m, scale_m, N, epsilon)
+        from_y = normed(from_y, scale_y, N, epsilon)
+        from_m = normed(from_m, scale_m, N, epsilon)
         x += from_y / (1.0 + tl.exp(-from_m))
         if KIND == "gate":
             x += from_m
         tl.store(residual + at, x, mask=here)
-    tl.store(out + at, _normed(x, scale, N, epsilon), mask=here)
+    tl.store(out + at, normed(x, scale, N, epsilon), mask=here)
 
 
 def step_rows(
