@@ -14,6 +14,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,24 @@ def fleet_over(devices: list[str], checkpoint: Path, plan: Plan, options: argpar
 async def measure(devices: list[str], checkpoint: Path, plan: Plan, options: argparse.Namespace) -> Result:
     """What these devices do together. Raises Wrong."""
     fleet = fleet_over(devices, checkpoint, plan, options)
+    began = time.perf_counter()
+
+    def tell(what: str) -> None:
+        print(f"    {what} after {time.perf_counter() - began:.1f} s", flush=True)
+
     await fleet.start()
     try:
+        tell("ready")
         warm = [Session(f"warm {i}", plan, seed=10_000 + i) for i in range(plan.sessions)]
         await ingest(fleet, warm, plan, tokens=min(plan.tokens, 2 * plan.piece))
         await decode(fleet, warm, plan)
         for session in warm:
             fleet.release(session.handle)
+        tell("warm")
         sessions = [Session(f"s{i}", plan, seed=i) for i in range(plan.sessions)]
         found: Result = {"ingest_tokens_per_second": await ingest(fleet, sessions, plan)}
         found["decode_tokens_per_second"] = await decode(fleet, sessions, plan)
+        tell("all read and answered")
         found["answers"] = [list(session.answer) for session in sessions]
         found["digests"] = [await session.digest(fleet) for session in sessions[: plan.checked]]
         held = [fleet.device_of(session.handle) for session in sessions]
@@ -84,8 +93,11 @@ async def measure(devices: list[str], checkpoint: Path, plan: Plan, options: arg
         for session in sessions[1:]:
             fleet.release(session.handle)
         if len(devices) > 1:
+            tell("states compared")
             found["move"] = await measure_move(fleet, sessions[0])
+            tell("one moved")
             found["balance"] = await measure_balance(fleet, plan)
+        tell("done")
         return found
     finally:
         await fleet.close()
