@@ -16,7 +16,7 @@ import random
 import re
 import site
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +119,14 @@ class Stream:
         """How many sentences end at ``at`` tokens or before."""
         # A number of another type would have all ends copied to that type.
         return int(self.ends.searchsorted(np.int32(at), "right"))
+
+    def having(self, chosen: Sequence[int]) -> Stream:
+        """The sentences that have one of the ``chosen`` tokens."""
+        starts = np.concatenate([[0], self.ends[:-1]])
+        here = np.logical_or.reduceat(np.isin(self.tokens[: self.ends[-1]], chosen), starts)
+        lengths = self.ends - starts
+        kept = self.tokens[: self.ends[-1]][np.repeat(here, lengths)]
+        return Stream(kept, np.cumsum(lengths[here]).astype(np.int32))
 
 
 def encode(tokenizer: Tokenizer, text: str, ends: re.Pattern[str]) -> Stream:

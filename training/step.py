@@ -20,7 +20,9 @@ from mnemosyne.training.history import History
 from mnemosyne.training.settings import Settings
 
 OPEN = 0.01
-"""Where the write penalty bends: a gate of this share of its maximum costs 15 % of a gate fully open."""
+"""Where the write penalty bends: a gate of this share of its maximum costs a tenth of a gate half open."""
+SURE = 1e-3
+"""Share by which a gate is taken to fall short of its maximum, so that one fully open has a finite cost."""
 
 
 WRITE = 0.3
@@ -28,14 +30,19 @@ WRITE = 0.3
 
 
 def write_penalty(gate: Tensor) -> Tensor:
-    """Cost in [0, 1] of gates as shares of their maximum. Logarithmic: the pull towards 0 stays strong near
-    0, where a sigmoid has nearly no slope left."""
-    return torch.log1p(gate / OPEN) / math.log1p(1 / OPEN)
+    """Cost of gates as shares of their maximum: 0 at 0, 1.5 at a half, 7.9 fully open.
+
+    Logarithmic at both ends, where a sigmoid has nearly no slope left: near 0 the pull towards 0 stays
+    strong, and near 1, where the few tokens are that a gate takes for facts with certainty, cross entropy's
+    stays whole.
+    """
+    shut = torch.log1p(gate / OPEN) / math.log1p(1 / OPEN)
+    return shut - torch.log1p(-(1 - SURE) * gate)
 
 
 def metric_names(layers: int) -> list[str]:
     names = ["loss", "answer", "text", "penalty", "closed", "grad", "right_far", "far", "right_near", "near"]
-    for kind in ("written_noise", "written_fact", "theta_fact", "forget_noise"):
+    for kind in ("written_noise", "theta_noise", "written_fact", "theta_fact", "forget_noise"):
         names += [f"{kind}_{i}" for i in range(layers)]
     return names + [f"{kind}_{task}" for kind in ("right", "asked") for task in range(TASKS + 1)]
 
@@ -194,6 +201,7 @@ class Step:
                         [*(x.detach() for x in (loss, answer_loss, text_loss, cost, closed)), *counts]
                     ),
                     share((theta > 0).float(), noise),
+                    share(theta, noise),
                     share((theta > 0).float(), inside),
                     share(theta, inside),
                     share((alpha > 0).float(), noise),

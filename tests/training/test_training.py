@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from mnemosyne.engine.advance import advance
 from mnemosyne.engine.model import Titans
+from mnemosyne.kernels.gates import gate
 from mnemosyne.kernels.rules.registry import RULES
 from mnemosyne.training import evaluate, shards
 from mnemosyne.training.curriculum import Curriculum
@@ -78,7 +79,14 @@ def observe(settings: Settings) -> tuple[dict[str, float], dict[str, float]]:
 def test_the_penalty_closes_gates_outside_facts(settings: Settings) -> None:
     first, later = observe(dataclasses.replace(settings, penalty=20.0, teach=0.0))
     assert later["penalty"] < 0.1 * first["penalty"] and later["written_noise_0"] < 0.1
-    assert write_penalty(torch.tensor(0.0)) == 0 and write_penalty(torch.tensor(1.0)) == pytest.approx(1)
+
+
+def test_the_penalty_pulls_at_a_gate_however_sure_it_is() -> None:
+    z = torch.tensor([-8.0, 0.0, 6.0], requires_grad=True)
+    cost = write_penalty(gate(z, 1.0, 0.004))
+    assert cost[0] == 0 and cost[2] > cost[1]
+    cost.sum().backward()
+    assert z.grad is not None and z.grad[0] > 5e-3 and z.grad[2] > 0.6  # sigmoid's own slope at 6: 0.002
 
 
 def test_the_first_of_several_layers_is_charged_unless_it_is_free(settings: Settings) -> None:

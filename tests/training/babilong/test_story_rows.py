@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from mnemosyne.training.babilong.stories import OBJECTS, PERSONS, PLACES, Story
 from mnemosyne.training.babilong.story_rows import StoryRows
-from mnemosyne.training.corpus import Stream
+from mnemosyne.training.babilong.strays import lookalikes
+from mnemosyne.training.corpus import BOOK_END, Stream, encode
 from mnemosyne.training.feed import draw, sampler
 from mnemosyne.training.rows import Batch
 from mnemosyne.training.settings import Settings
@@ -161,3 +162,13 @@ def test_a_run_is_fed_with_stories_by_its_settings_alone(settings: Settings, tmp
             step(draw(rows, 512, 128, 0.0), 3e-3)
         losses.append(step.read()["answer"])
     assert losses[1] < losses[0]
+
+
+def test_lookalikes_are_the_sentences_with_words_of_the_stories(tokenizer: Tokenizer) -> None:
+    def ids(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    text = "He took the letter.\nIt rained all day.\nSo she went up to the kitchen.\nNobody came"
+    alike = lookalikes(encode(tokenizer, text, BOOK_END), ids)
+    assert tokenizer.decode(alike.tokens.tolist()) == "He took the letter.\nSo she went up to the kitchen."
+    assert alike.ended(len(alike.tokens) - 1) == 1 and alike.ended(len(alike.tokens)) == 2
