@@ -57,9 +57,10 @@ class Settings:
     """Weight of what is written and forgotten outside facts."""
     teach: float = 1.0
     """Weight of the lesson that a fact's value is to be written: without it gates close before any use."""
-    free_first: bool = True
-    """Neither the lesson nor the charge for the first of several layers (``step``). From scratch recall comes
-    sooner without."""
+    free: str = "first"
+    """Which of several layers pays nothing for writing, so that its memory learns of running text: first,
+    last or none (``step.lessons``). From scratch recall comes soonest with none; what was written a million
+    tokens ago is found again with the last."""
     save_every: float = 2.0
     """Minutes."""
     layers: int = 3
@@ -84,6 +85,8 @@ class Settings:
     """Of a token's inner gradient; 0: off."""
 
     def __post_init__(self) -> None:
+        if self.free not in ("first", "last", "none"):
+            raise ValueError(f"free must be first, last or none, got {self.free!r}")
         longest = max(length for length, _ in self.stages)
         if longest <= self.reach:
             raise ValueError(

@@ -40,6 +40,20 @@ def write_penalty(gate: Tensor) -> Tensor:
     return shut - torch.log1p(-(1 - SURE) * gate)
 
 
+def lessons(layers: int, free: str) -> tuple[list[bool], list[bool]]:
+    """Which layers are charged for what they write outside facts, and which are taught to write facts.
+
+    The gates of the first see one token and no context, so all that they could tell of a fact is a word; what
+    a free one has learned of running text moves the keys of all layers above it, away from those that facts
+    were written under. The last moves none.
+    """
+    every = range(layers)
+    if layers == 1 or free == "none":
+        return [True] * layers, [True] * layers
+    spared = 0 if free == "first" else layers - 1
+    return [i != spared for i in every], [0 < i != spared for i in every]
+
+
 def metric_names(layers: int) -> list[str]:
     names = ["loss", "answer", "text", "penalty", "closed", "grad", "right_far", "far", "right_near", "near"]
     for kind in ("written_noise", "theta_noise", "written_fact", "theta_fact", "forget_noise"):
@@ -67,6 +81,10 @@ class Step:
             lr=self.lr if self._graphed else 0.0,
             betas=(0.9, 0.95),
             capturable=self._graphed,
+        )
+        self._charged, self._taught = (
+            torch.tensor(one, device=self.device).view(-1, 1, 1, 1, 1)
+            for one in lessons(settings.layers, settings.free)
         )
         self.names = metric_names(settings.layers)
         self._sum = torch.zeros(len(self.names), device=self.device)
@@ -173,14 +191,10 @@ class Step:
         # A rule that never forgets pays nothing for it.
         forget = [torch.zeros_like(g.theta) if g.alpha is None else g.alpha for g in gates]
         alpha = torch.stack(forget) / (memory.alpha_max or 1.0)
-        # The first layer's gates see one token and no context, so all that they could tell of a fact is a
-        # word. Once free it learns of running text what it likes; the layers above write facts alone.
-        free = min(1, len(gates) - 1) if s.free_first else 0
-        writes = torch.arange(len(gates), device=fact.device).view(-1, 1, 1, 1, 1) >= free
-        inside = ((fact > 0)[:, None, None] & writes).float()
+        inside = ((fact > 0)[:, None, None] & self._taught).float()
         noise = (fact == 0)[:, None, None].float().expand_as(inside)
-        outside = noise * writes
-        value = (fact == 2)[:, None, None].float() * writes
+        outside = noise * self._charged
+        value = (fact == 2)[:, None, None].float() * self._taught
         cells = theta.shape[2] * theta.shape[3]
         cost = ((write_penalty(theta) + write_penalty(alpha)) * outside).sum() / (outside.sum() * cells)
         closed = (torch.relu(WRITE - theta) * value).sum() / (WRITE * cells * value.sum().clamp(min=1))

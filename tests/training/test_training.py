@@ -21,7 +21,7 @@ from mnemosyne.training.curriculum import Curriculum
 from mnemosyne.training.export import export
 from mnemosyne.training.feed import draw, sampler
 from mnemosyne.training.settings import Settings
-from mnemosyne.training.step import Step, write_penalty
+from mnemosyne.training.step import Step, lessons, write_penalty
 from mnemosyne.training.train import build, learning_rate, train
 
 
@@ -89,12 +89,20 @@ def test_the_penalty_pulls_at_a_gate_however_sure_it_is() -> None:
     assert z.grad is not None and z.grad[0] > 5e-3 and z.grad[2] > 0.6  # sigmoid's own slope at 6: 0.002
 
 
-def test_the_first_of_several_layers_is_charged_unless_it_is_free(settings: Settings) -> None:
+def test_the_layer_that_is_free_is_not_charged(settings: Settings) -> None:
     two = dataclasses.replace(settings, layers=2, penalty=20.0, teach=0.0)
-    _, free = observe(two)
-    _, charged = observe(dataclasses.replace(two, free_first=False))
-    assert free["written_noise_1"] < 0.1 and charged["written_noise_1"] < 0.1
-    assert charged["written_noise_0"] < 0.1 < 0.5 < free["written_noise_0"]
+    written = {}
+    for free in ("first", "last", "none"):
+        _, later = observe(dataclasses.replace(two, free=free))
+        written[free] = [later["written_noise_0"] > 0.5, later["written_noise_1"] > 0.5]
+    assert written == {"first": [True, False], "last": [False, True], "none": [False, False]}
+
+
+def test_facts_are_taught_to_layers_that_see_context_and_are_not_free() -> None:
+    assert lessons(4, "first") == ([False, True, True, True], [False, True, True, True])
+    assert lessons(4, "last") == ([True, True, True, False], [False, True, True, False])
+    assert lessons(3, "none") == ([True] * 3, [True] * 3)
+    assert lessons(1, "first") == lessons(1, "last") == ([True], [True])
 
 
 def test_the_lesson_opens_gates_at_values(settings: Settings) -> None:
