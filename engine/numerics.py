@@ -14,7 +14,7 @@ import torch
 from mnemosyne.engine.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-REVISIONS = {"reference": "2", "triton": "triton 5"}
+REVISIONS = {"reference": "2", "triton": "triton 6"}
 """Of what computes: another one whenever a change of it may change a bit."""
 _SIZE = 512
 """Rows, columns and depth of the product that is measured: large enough that one look tells."""

@@ -20,7 +20,7 @@ from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.state import GENERATED
 from mnemosyne.kernels.positions import rotary_angles
 from mnemosyne.kernels.triton.rows import Operands
-from mnemosyne.kernels.triton.step_attention import HeldRows, step_attend
+from mnemosyne.kernels.triton.step_attention import HeldRows, Room, rooms_of, step_attend
 from mnemosyne.kernels.triton.step_memory import GateLimits, StepPlaces, step_memory
 from mnemosyne.kernels.triton.step_product import GateProduct, grouped, product
 from mnemosyne.kernels.triton.step_recall import step_recall
@@ -96,6 +96,12 @@ class Step:
         self.width = config.memory_shapes[-1][1]
         self.scratch = room(heads, 2 * self.width + config.head_dim, dtype=single)
         self.final = room(d, dtype=single)
+        self.parts: Room | None = None
+        if weights.persistent_k is not None:
+            persistent, answered = weights.persistent_k.shape[2], config.variant == "mac"
+            rooms = rooms_of(persistent, self._held, config.chunk, config.head_dim, answered)
+            sums = room(heads, rooms, config.head_dim + 2, dtype=single)
+            self.parts = Room(sums, room(heads, dtype=torch.int32))
         self.vocabulary = torch.zeros(size, config.vocab_size, dtype=single, device=device)
         self.table = torch.zeros(len(FIELDS), size, dtype=torch.int64, device=device)
         on_gpu = device.type == "cuda"
@@ -108,6 +114,11 @@ class Step:
         self._graph: torch.cuda.CUDAGraph | None = None
         if graphs:
             self._capture()
+
+    @property
+    def _held(self) -> int:
+        """Rows that a state has for attention."""
+        return self.config.segment if self.config.variant == "mac" else self.config.window
 
     def _capture(self) -> None:
         """With an empty table, so that the run that compiles the kernels, which can't be captured, touches no
@@ -224,7 +235,7 @@ class Step:
 
     def _attend(self, layer: int, x: Tensor, column: int, context: Tensor | None) -> None:
         c, w = self.config, self.weights
-        assert w.persistent_k is not None and w.persistent_v is not None
+        assert w.persistent_k is not None and w.persistent_v is not None and self.parts is not None
 
         def held(*names: str) -> HeldRows:
             return HeldRows(*((self._committed(name, layer), self._own(name, layer)) for name in names))
@@ -237,9 +248,10 @@ class Step:
             w.persistent_v[layer],
             *self.angles,
             self.attended,
+            self.parts,
             held("keys", "values"),
             None if context is None else held("memory_keys", "memory_values"),
-            c.window if context is None else c.segment,
+            self._held,
             c.chunk,
             self.table,
         )

@@ -1,8 +1,10 @@
 """Attention of one token a session over persistent tokens, what its state holds and what its chunk has so
 far, with the rotary positions of the token itself. Counterpart of ``attention`` where there is one query.
 
-A program answers one head. Every row of a tile has a softmax of its own until the end, so that nothing passes
-between threads on the way. Knows no projection.
+Keys go by parts, of a tile of one of these each. A program answers a share of a head's parts, the first of
+them asked for before the launch's turn: one part where there are few sessions, all of them where there are
+many. What a part leaves is the same in every share, and the last program of a head to end adds them up in
+the order of parts. So bits don't depend on shares. Knows no projection.
 """
 
 from __future__ import annotations
@@ -14,7 +16,23 @@ import triton.language as tl
 from torch import Tensor
 
 from mnemosyne.kernels.triton.cells import located
-from mnemosyne.kernels.triton.step_table import INDEX, OPEN, POSITION, STATE, begin, step_field
+from mnemosyne.kernels.triton.step_table import INDEX, OPEN, POSITION, STATE, begin, open_up, step_field
+
+TILE = 64
+"""Rows of a part, of heads of up to 64 numbers."""
+PROGRAMS = 528
+"""That run at once, four a multiprocessor; where there would be more of them each has a larger share."""
+REGISTERS = 112
+"""A thread, so that they find room, and the launch before is there yet."""
+
+
+class Room(NamedTuple):
+    """What the parts of a head leave to one another."""
+
+    sums: Tensor
+    """fp32 `[sessions, H, rooms, D + 2]`."""
+    arrived: Tensor
+    """int32 `[sessions, H]`, zeros before a launch and after it."""
 
 
 class HeldRows(NamedTuple):
@@ -36,18 +54,46 @@ def _rotated(x, cos, sin, D: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _take(q, keys, values, at, seen, top, total, acc):
-    """Online softmax over one more tile, row by row; ``q`` has the scale and log2 e in it."""
-    k = tl.load(keys + at, mask=seen[:, None], other=0.0).to(tl.float32)
-    v = tl.load(values + at, mask=seen[:, None], other=0.0).to(tl.float32)
-    score = tl.where(seen, tl.sum(k * q[None, :], 1), -1e30)
-    highest = tl.maximum(top, score)
-    weight = tl.where(seen, tl.exp2(score - highest), 0.0)
-    shrink = tl.exp2(top - highest)
-    return highest, total * shrink + weight, acc * shrink[:, None] + v * weight[:, None]
+def _rows(address, first, seen, KIND: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr):
+    """Of one head, those ``seen`` of TILE from ``first`` on."""
+    at = (first + tl.arange(0, TILE))[:, None] * D + tl.arange(0, D)[None, :]
+    return tl.load(located(address, 0, KIND) + at, mask=seen[:, None], other=0.0)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
+def _asked(part, end, fixed, span, kept, passed, oldest, held, index, P: tl.constexpr, TILE: tl.constexpr):
+    """Of a part: whether it is of persistent tokens, of what the state holds (``kept`` parts, the first
+    ``passed`` left out), of what the memory answered (after ``span`` parts of tokens); its first row,
+    and which of its rows are seen, none of them from the part ``end`` on."""
+    persistent = part < fixed
+    second = part >= fixed + span
+    place = part - fixed - tl.where(second, span, 0)
+    committed = place < kept
+    first = tl.where(persistent, part, place + tl.where(committed, passed, -kept)) * TILE
+    t = first + tl.arange(0, TILE)
+    seen = t < tl.where(persistent, P, tl.where(committed, held, index))
+    seen &= (t >= tl.where(committed, oldest, 0)) | persistent
+    return persistent, committed, second, first, seen & (part < end)
+
+
+@triton.jit
+def _place(persistent, committed, second, of_model, of_state, of_chunk, offsets):
+    """Address of a head's keys, or values, that a part is of (``_asked``); ``offsets`` in state and chunk,
+    then those of what the memory answered."""
+    kept = of_state + tl.where(second, offsets[2], offsets[0])
+    own = of_chunk + tl.where(second, offsets[3], offsets[1])
+    return tl.where(persistent, of_model, tl.where(committed, kept, own))
+
+
+@triton.jit
+def _leave(room, y, total, best, D: tl.constexpr):
+    """The sum of values, the sum of weights, the highest score."""
+    tl.store(room + tl.arange(0, D), y)
+    tl.store(room + D, total)
+    tl.store(room + D + 1, best)
+
+
+@triton.jit(do_not_specialize=["count", "share"])
 def step_attention_kernel(
     x,
     h,
@@ -56,8 +102,11 @@ def step_attention_kernel(
     cos,
     sin,
     out,
+    room,
+    arrived,
     table,
     count,
+    share,
     N,
     column,
     keys_state,
@@ -75,57 +124,30 @@ def step_attention_kernel(
     L: tl.constexpr,
     HELD: tl.constexpr,
     TILE: tl.constexpr,
-    STAGES: tl.constexpr,
+    ROOMS: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
-    """Programs are (session, head). The state holds HELD rows: those of the segment, from its first on, or
-    the window's, the newest last. ``scale`` takes log2 e too."""
+    """Programs are (session, head, ``share`` of the parts that there are). The state holds HELD rows: those
+    of the segment, from its first on, or the window's, the newest last. ``scale`` takes log2 e too.
+
+    ``room`` has D + 2 numbers (``_leave``) for the token itself, for what the memory answered to it, and for
+    each part. The last program of a head to have ``arrived`` adds them up."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     own = step_field(table, OPEN, row, count)
     state = step_field(table, STATE, row, count)
     index = step_field(table, INDEX, row, count).to(tl.int32)
     position = step_field(table, POSITION, row, count)
-    begin()
+    open_up()
     if own == 0:
         return
     DIM: tl.constexpr = HEADS * D
     KIND: tl.constexpr = x.dtype.element_ty
-    d = tl.arange(0, D)
-    t = tl.arange(0, TILE)
-    at = t[:, None] * D + d[None, :]
-    cos += row * (D // 2)
-    sin += row * (D // 2)
-    new = x + row * N + column + head * D
-    q = _rotated(new, cos, sin, D, KIND) * scale
-    k = _rotated(new + DIM, cos, sin, D, KIND)
-    v = tl.load(new + 2 * DIM + d)
-    own_k = located(own, keys_open, KIND) + head * L * D
-    own_v = located(own, values_open, KIND) + head * L * D
-    tl.store(own_k + index * D + d, k)
-    tl.store(own_v + index * D + d, v)
-    # The token sees itself: its rows come from where they were made, and not from where they are kept.
-    score = tl.sum(q * k, 0)
-    best = score
-    if SEGMENT:
-        h_new = h + row * (2 * DIM) + head * D
-        h_k = _rotated(h_new, cos, sin, D, KIND)
-        h_v = tl.load(h_new + DIM + d)
-        h_own_k = located(own, h_keys_open, KIND) + head * L * D
-        h_own_v = located(own, h_values_open, KIND) + head * L * D
-        tl.store(h_own_k + index * D + d, h_k)
-        tl.store(h_own_v + index * D + d, h_v)
-        h_score = tl.sum(q * h_k, 0)
-        best = tl.maximum(score, h_score)
+    SIZE: tl.constexpr = D * (KIND.primitive_bitwidth // 8)
+    SELF: tl.constexpr = 2 if SEGMENT else 1
+    FIXED: tl.constexpr = (P + TILE - 1) // TILE
 
-    top = tl.full([TILE], -1e30, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    acc = tl.zeros([TILE, D], tl.float32)
-    for j in tl.range(0, P, TILE, num_stages=STAGES):
-        first = (head * P + j) * D
-        seen = j + t < P
-        top, total, acc = _take(q, persistent_k + first, persistent_v + first, at, seen, top, total, acc)
-
+    # Which parts there are: of what the state holds, from the oldest row that is seen on.
     if SEGMENT:
         oldest = 0
         held = (position % HELD).to(tl.int32)
@@ -133,32 +155,99 @@ def step_attention_kernel(
         # Rows within the window of the token, of those that the session has read at all.
         oldest = tl.maximum(index + 1, HELD - tl.minimum(position, HELD).to(tl.int32))
         held = HELD
-    held_k = located(state, keys_state, KIND) + head * HELD * D
-    held_v = located(state, values_state, KIND) + head * HELD * D
-    if SEGMENT:
-        h_held_k = located(state, h_keys_state, KIND) + head * HELD * D
-        h_held_v = located(state, h_values_state, KIND) + head * HELD * D
-    for j in tl.range(oldest // TILE * TILE, held, TILE, num_stages=STAGES):
-        seen = (j + t >= oldest) & (j + t < held)
-        if SEGMENT:
-            top, total, acc = _take(q, h_held_k + j * D, h_held_v + j * D, at, seen, top, total, acc)
-        top, total, acc = _take(q, held_k + j * D, held_v + j * D, at, seen, top, total, acc)
-    for j in tl.range(0, index, TILE, num_stages=STAGES):
-        seen = j + t < index
-        if SEGMENT:
-            top, total, acc = _take(q, h_own_k + j * D, h_own_v + j * D, at, seen, top, total, acc)
-        top, total, acc = _take(q, own_k + j * D, own_v + j * D, at, seen, top, total, acc)
+    passed = oldest // TILE
+    kept = tl.maximum((held + TILE - 1) // TILE - passed, 0)
+    span = kept + (index + TILE - 1) // TILE
+    parts = FIXED + SELF * span
+    begun = tl.program_id(2) * share
+    end = tl.minimum(begun + share, parts)
+    if (begun > 0) & (begun >= parts):
+        return
 
-    best = tl.maximum(best, tl.max(top, 0))
-    shrink = tl.exp2(top - best)
-    weight = tl.exp2(score - best)
-    whole = tl.sum(total * shrink, 0) + weight
-    y = tl.sum(acc * shrink[:, None], 0) + weight * v.to(tl.float32)
-    if SEGMENT:
-        weight = tl.exp2(h_score - best)
-        whole += weight
-        y += weight * h_v.to(tl.float32)
-    tl.store(out + row * DIM + head * D + d, y / whole)
+    keys_p = persistent_k.to(tl.int64) + head * P * SIZE
+    values_p = persistent_v.to(tl.int64) + head * P * SIZE
+    of_keys = (keys_state, keys_open, h_keys_state, h_keys_open)
+    of_values = (values_state, values_open, h_values_state, h_values_open)
+    state += head * HELD * SIZE
+    of_chunk = own + head * L * SIZE
+    fixed, committed, second, first, seen = _asked(
+        begun, end, FIXED, span, kept, passed, oldest, held, index, P, TILE
+    )
+    keys = _place(fixed, committed, second, keys_p, state, of_chunk, of_keys)
+    k = _rows(keys, first, seen, KIND, TILE, D)
+    values = _place(fixed, committed, second, values_p, state, of_chunk, of_values)
+    v = _rows(values, first, seen, KIND, TILE, D)
+
+    begin()
+    cos += row * (D // 2)
+    sin += row * (D // 2)
+    new = x + row * N + column + head * D
+    q = _rotated(new, cos, sin, D, KIND) * scale
+    room += (row * HEADS + head) * ROOMS * (D + 2)
+    if begun == 0:
+        # The token itself: kept in the chunk, and seen.
+        d = tl.arange(0, D)
+        to = (head * L + index) * D + d
+        k_new = _rotated(new + DIM, cos, sin, D, KIND)
+        v_new = tl.load(new + 2 * DIM + d)
+        tl.store(located(own, keys_open, KIND) + to, k_new)
+        tl.store(located(own, values_open, KIND) + to, v_new)
+        _leave(room, v_new.to(tl.float32), 1.0, tl.sum(q * k_new, 0), D)
+        if SEGMENT:
+            new = h + row * (2 * DIM) + head * D
+            k_new = _rotated(new, cos, sin, D, KIND)
+            v_new = tl.load(new + DIM + d)
+            tl.store(located(own, h_keys_open, KIND) + to, k_new)
+            tl.store(located(own, h_values_open, KIND) + to, v_new)
+            _leave(room + D + 2, v_new.to(tl.float32), 1.0, tl.sum(q * k_new, 0), D)
+
+    # One body whatever the share, which the compiler doesn't know. The next part is asked for as soon as
+    # registers get free.
+    for part in tl.range(begun, end, num_stages=1):
+        score = tl.where(seen, tl.sum(k.to(tl.float32) * q[None, :], 1), -1e30)
+        best = tl.max(score, 0)
+        weight = tl.where(seen, tl.exp2(score - best), 0.0)
+        fixed, committed, second, first, seen = _asked(
+            part + 1, end, FIXED, span, kept, passed, oldest, held, index, P, TILE
+        )
+        keys = _place(fixed, committed, second, keys_p, state, of_chunk, of_keys)
+        k = _rows(keys, first, seen, KIND, TILE, D)
+        y = tl.sum(v.to(tl.float32) * weight[:, None], 0)
+        values = _place(fixed, committed, second, values_p, state, of_chunk, of_values)
+        v = _rows(values, first, seen, KIND, TILE, D)
+        _leave(room + (SELF + part) * (D + 2), y, tl.sum(weight, 0), best, D)
+
+    # Together with the other shares.
+    shares = tl.maximum((parts + share - 1) // share, 1)
+    tl.debug_barrier()  # all of it is stored
+    if tl.atomic_add(arrived + row * HEADS + head, 1, sem="acq_rel") == shares - 1:
+        tl.debug_barrier()
+        d = tl.arange(0, D)
+        p = tl.arange(0, ROOMS)
+        there = p < SELF + parts
+        rooms = room + p * (D + 2)
+        tops = tl.load(rooms + D + 1, mask=there, other=-1e30, cache_modifier=".cg")
+        totals = tl.load(rooms + D, mask=there, other=0.0, cache_modifier=".cg")
+        sums = tl.load(rooms[:, None] + d[None, :], mask=there[:, None], other=0.0, cache_modifier=".cg")
+        shrink = tl.exp2(tops - tl.max(tops, 0))
+        whole = tl.sum(sums * shrink[:, None], 0) / tl.sum(totals * shrink, 0)
+        tl.store(out + row * DIM + head * D + d, whole)
+        tl.store(arrived + row * HEADS + head, 0)
+
+
+def _tile(head_dim: int) -> int:
+    return TILE * 64 // max(head_dim, 64)
+
+
+def _parts(persistent: int, held: int, chunk: int, head_dim: int, answered: bool) -> int:
+    """Most that a head has; ``answered``: a memory has keys and values too."""
+    fixed, kept, own = (triton.cdiv(rows, _tile(head_dim)) for rows in (persistent, held, chunk))
+    return fixed + (1 + answered) * (kept + own)
+
+
+def rooms_of(persistent: int, held: int, chunk: int, head_dim: int, answered: bool) -> int:
+    """Of a head; of shapes alone."""
+    return triton.next_power_of_2(1 + answered + _parts(persistent, held, chunk, head_dim, answered))
 
 
 def step_attend(
@@ -170,6 +259,7 @@ def step_attend(
     cos: Tensor,
     sin: Tensor,
     out: Tensor,
+    room: Room,
     held: HeldRows,
     held_h: HeldRows | None,
     rows: int,
@@ -184,7 +274,10 @@ def step_attend(
     """
     heads, persistent, head_dim = persistent_k.shape
     second = held if held_h is None else held_h
-    step_attention_kernel[(table.shape[1], heads)](
+    sessions = table.shape[1]
+    parts = _parts(persistent, rows, chunk, head_dim, held_h is not None)
+    share = min(triton.cdiv(sessions * heads * parts, PROGRAMS), parts)
+    step_attention_kernel[(sessions, heads, triton.cdiv(parts, share))](
         x,
         x if h is None else h,
         persistent_k,
@@ -192,8 +285,10 @@ def step_attend(
         cos,
         sin,
         out,
+        *room,
         table,
-        table.shape[1],
+        sessions,
+        share,
         x.shape[1],
         column,
         *held.keys,
@@ -206,9 +301,10 @@ def step_attend(
         P=persistent,
         L=chunk,
         HELD=rows,
-        TILE=min(2048 // head_dim, 64),
-        STAGES=4,
+        TILE=_tile(head_dim),
+        ROOMS=room.sums.shape[2],
         SEGMENT=held_h is not None,
         num_warps=4,
+        maxnreg=REGISTERS,
         launch_pdl=True,
     )

@@ -11,7 +11,7 @@ from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.gpu.decode import Decoder
 from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.model import Titans
-from mnemosyne.kernels.triton import support
+from mnemosyne.kernels.triton import step_attention, support
 from mnemosyne.kernels.triton.step_product import GateProduct, grouped, product
 from tests.engine.gpu.opened import blob_chunk, error, sessions, tiny
 from tests.engine.models import small_model
@@ -68,6 +68,23 @@ def test_the_same_bits_alone_in_a_batch_and_in_another_order() -> None:
     assert torch.equal(decoded([2, 0, 1]), together[[2, 0, 1]])
     for b in range(len(LENGTHS)):
         assert torch.equal(decoded([b])[0], together[b])
+
+
+@pytest.mark.parametrize("config", [tiny("mac", layers=1), tiny("mag", layers=1)], ids=lambda c: c.variant)
+def test_the_same_bits_by_any_share(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a head's parts of keys, in one program."""
+    monkeypatch.setattr(step_attention, "TILE", 8)
+    model, _ = make(config)
+    _, opened = model.open_chunk(sessions(model, LENGTHS))
+    tokens = torch.arange(len(LENGTHS))
+    want = None
+    for programs in (1, 20, 1 << 20):
+        monkeypatch.setattr(step_attention, "PROGRAMS", programs)
+        decoder = Decoder(config, Weights.of(model), graphs=False)
+        found = decoder.decode([blob_chunk(model, chunk) for chunk in opened], tokens)
+        want = found if want is None else want
+        assert torch.equal(found, want)
+    assert error(found, model.decode(opened, tokens)) < BOUND
 
 
 def test_a_committed_state_is_not_written() -> None:
