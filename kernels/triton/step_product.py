@@ -21,6 +21,9 @@ from mnemosyne.kernels.triton.support import PRECISIONS
 
 GROUP = 8
 """Gates whose parts stand side by side (``grouped``)."""
+FEW = 16
+"""Rows of the smallest tile in fp32. Three passes over 64 rows of which one counts take longer than weights
+do to come; the older form of the tensor cores has tiles of 16, which give the same bits."""
 
 
 class GateProduct(NamedTuple):
@@ -135,7 +138,8 @@ def tiles(rows: int, columns: int, dtype: torch.dtype) -> dict[str, int]:
     """Tile and launch; no bit depends on them. Up to 64 rows: as many bytes of weights on their way as fit,
     in one program or in two on a multiprocessor."""
     if dtype != torch.bfloat16:
-        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 3}
+        tile = {"COLUMNS": 64, "DEPTH": 32, "num_warps": 4}
+        return tile | ({"ROWS": FEW, "num_stages": 5} if rows <= FEW else {"ROWS": 64, "num_stages": 3})
     narrow = columns <= 2048
     if rows <= 64:
         tile = {"ROWS": 64, "COLUMNS": 16 if narrow else 32, "DEPTH": 128}

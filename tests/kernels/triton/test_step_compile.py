@@ -100,6 +100,9 @@ def test_products_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = compiled((kernel, launch))
         assert taken.mma and not taken.wgmma and not taken.spilled
         assert 4 * (taken.shared + RESERVED) <= SHARED + RESERVED
+    head = compiled(found["product_kernel"][0])
+    assert head.mma and not head.wgmma and not head.spilled
+    assert 4 * (head.shared + RESERVED) <= SHARED + RESERVED
 
 
 @pytest.mark.parametrize("sessions", [64, 128])
