@@ -29,8 +29,8 @@ SHORT = (1, 4, 16)
 empty, and a session that commits a chunk while others decode comes alone."""
 
 AHEAD = 32
-"""Waves whose tables go to the device together; those of the next are made while they run. The first goes
-alone, so that the device has something to do."""
+"""Most waves whose tables go to the device together; those of the next are made while they run. The first
+goes alone, then two, then twice as many each time, so that the device has something to do."""
 
 
 class Group:
@@ -111,7 +111,7 @@ class Lanes:
                 group.table.copy_(table.view(group.table.shape))
                 self._run(group, opened)
                 yield group
-            ahead = AHEAD
+            ahead = min(2 * ahead, AHEAD)
 
     def _group(self, cells: int, size: int) -> Group:
         """The smallest that takes them."""

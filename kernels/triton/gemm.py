@@ -78,15 +78,17 @@ def gemm_kernel(
         tl.store(out + at, acc, mask=here)
 
 
-def tiles(cell: int, columns: int, dtype: torch.dtype, kind: str) -> dict[str, int]:
-    """Tile and launch of a product with ``columns`` results a row; of shapes alone."""
+def tiles(cell: int, columns: int, dtype: torch.dtype, kind: str, count: int) -> dict[str, int]:
+    """Tile and launch of ``count`` cells with ``columns`` results a row; no bit depends on them."""
     rows = min(cell, 128)
     if dtype != torch.bfloat16:
         return {"ROWS": rows, "COLUMNS": 32, "DEPTH": 16, "num_warps": 4, "num_stages": 2}
     if rows < 128:
         # Few rows: weights are what is read, so many small programs read them together.
-        width = 32 if columns < 4096 else 64
-        return {"ROWS": rows, "COLUMNS": width, "DEPTH": 128, "num_warps": 4, "num_stages": 4}
+        tile = {"ROWS": rows, "DEPTH": 128, "num_warps": 4}
+        if count == 1 and columns <= 2048:
+            return tile | {"COLUMNS": 16, "num_stages": 8}
+        return tile | {"COLUMNS": 32 if count == 1 or columns < 4096 else 64, "num_stages": 4}
     tile = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3}
     if kind == "swiglu":
         return tile | {"num_stages": 4}
@@ -105,8 +107,8 @@ def gemm(
     """
     layers, rows, K = weight.shape
     N = rows // 2 if kind == "swiglu" else rows
-    options: dict[str, Any] = tiles(cell, N, a.dtype, kind)
     count = cells.shape[1]
+    options: dict[str, Any] = tiles(cell, N, a.dtype, kind, count)
     block = [options["COLUMNS"], options["DEPTH"]]
     grid = (count * (cell // options["ROWS"]) * triton.cdiv(N, options["COLUMNS"]),)
     gemm_kernel[grid](
