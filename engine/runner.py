@@ -221,7 +221,10 @@ class Runner:
         # On the host: a model that needs them on its device takes them there itself.
         tokens = torch.tensor([row.next for row in rows], dtype=torch.long)
         try:
-            logits = _rows(self._model.decode(chunks, tokens))
+            logits = self._model.decode(chunks, tokens)
+            for row in rows:
+                _take_next(row)  # while the device is busy
+            answers = _rows(logits)
         except torch.OutOfMemoryError:
             for row in rows:
                 row.open = None
@@ -233,9 +236,7 @@ class Runner:
             for row in rows:
                 row.open = None
             return []
-        for row in rows:
-            _take_next(row)
-        return logits
+        return answers
 
     def _open(self, rows: Sequence[Decoding]) -> list[Logits | MnemosyneError]:
         for row in rows:
@@ -260,7 +261,7 @@ def _take_next(row: Decoding) -> None:
 
 
 def _rows(logits: torch.Tensor) -> list[Logits]:
-    return list(logits.detach().float().cpu().numpy())
+    return list(logits.detach().cpu().float().numpy())
 
 
 def _isolate(
