@@ -328,7 +328,7 @@ def step_memory(
             *numbers,
             LOGITS=logits.shape[1],
             num_warps=step_memory_resident.WARPS,
-            maxnreg=step_memory_resident.REGISTERS,
+            maxnreg=step_memory_resident.registers(table.shape[1] * heads),
             launch_pdl=True,
             **form,
         )

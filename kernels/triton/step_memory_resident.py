@@ -30,9 +30,11 @@ K = gl.constexpr(4)
 BLOCK = gl.constexpr(64)
 """Hidden units at a time."""
 WARPS = 8
-REGISTERS = 160
-"""A thread: nearly all that a program keeps is in them. With 128 two programs shared a multiprocessor, which
-was slower at batch 1 and 16 and as fast at 64."""
+FEW = 512
+"""Programs that are few."""
+REGISTERS = 160, 128
+"""A thread, of few programs, which then keep all in them, and of many, two of which share a multiprocessor.
+The compiler spills after it has chosen the operations: bits are the same."""
 
 SINGLE = gl.constexpr(gl.BlockedLayout([1, 2], [1, 32], [8, 1], [1, 0]))
 """`[1, D]` and `[1, L]`."""
@@ -360,6 +362,11 @@ def resident_memory_kernel(
     y = finish(z[None, :], q[None, :], D, RESIDUAL, NORM)
     y = head_norm(y, own_norm, D, epsilon) / (1.0 + gl.exp(-opened))[None, :]
     gl.store(out + row * (HEADS * D) + head * D + d[None, :], y.to(KIND))
+
+
+def registers(programs: int) -> int:
+    """A thread."""
+    return REGISTERS[programs > FEW]
 
 
 def serves(dtype: torch.dtype, depth: int, head_dim: int, width: int, chunk: int, taps: int) -> bool:

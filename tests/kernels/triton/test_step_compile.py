@@ -79,13 +79,14 @@ def test_programs_share_a_multiprocessor(
 
 
 @pytest.mark.parametrize(
-    ("name", "together", "spilled"), [("resident_recall", 2, 0), ("resident_memory", 1, 16)]
+    ("name", "sessions", "together", "spilled"),
+    [("resident_recall", 128, 2, 0), ("resident_memory", 128, 2, 256), ("resident_memory", 1, 1, 16)],
 )
 def test_resident_programs_have_room(
-    monkeypatch: pytest.MonkeyPatch, name: str, together: int, spilled: int
+    monkeypatch: pytest.MonkeyPatch, name: str, sessions: int, together: int, spilled: int
 ) -> None:
     """In a multiprocessor's registers as many as run together; in its shared memory the next launch's too."""
-    ((kernel, launch),) = launched(monkeypatch, 1)[f"{name}_kernel"]
+    ((kernel, launch),) = launched(monkeypatch, sessions)[f"{name}_kernel"]
     found = compiled((kernel, launch))
     assert together * found.registers * 32 * launch.options["num_warps"] <= REGISTERS
     assert 2 * (found.shared + RESERVED) <= SHARED + RESERVED
