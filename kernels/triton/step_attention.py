@@ -1,10 +1,10 @@
 """Attention of one token a session over persistent tokens, what its state holds and what its chunk has so
 far, with the rotary positions of the token itself. Counterpart of ``attention`` where there is one query.
 
-Keys go by parts, of a tile of one of these each. A program answers a share of a head's parts, the first of
-them asked for before the launch's turn: one part where there are few sessions, all of them where there are
-many. What a part leaves is the same in every share, and the last program of a head to end adds them up in
-the order of parts. So bits don't depend on shares. Knows no projection.
+Keys go by parts, of a tile of one of these each. A program answers a share of a head's parts: one where there
+are few sessions, all of them where there are many. The first is asked for before the launch's turn; the next
+ones come while it is answered. What a part leaves is the same in every share, and the last program of a head
+to end adds them up in the order of parts. So bits don't depend on shares. Knows no projection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from mnemosyne.kernels.triton.cells import located
-from mnemosyne.kernels.triton.step_table import INDEX, OPEN, POSITION, STATE, begin, open_up, step_field
+from mnemosyne.kernels.triton.step_table import (
+    INDEX,
+    ON_DEVICE,
+    OPEN,
+    POSITION,
+    STATE,
+    begin,
+    open_up,
+    step_field,
+)
 
 TILE = 64
 """Rows of a part, of heads of up to 64 numbers."""
@@ -24,6 +33,8 @@ PROGRAMS = 528
 """That run at once, four a multiprocessor; where there would be more of them each has a larger share."""
 REGISTERS = 112
 """A thread, so that they find room, and the launch before is there yet."""
+CALLED = 2
+"""Parts that are on their way to L2 besides the one on its way to registers."""
 
 
 class Room(NamedTuple):
@@ -61,28 +72,57 @@ def _rows(address, first, seen, KIND: tl.constexpr, TILE: tl.constexpr, D: tl.co
 
 
 @triton.jit
-def _asked(part, end, fixed, span, kept, passed, oldest, held, index, P: tl.constexpr, TILE: tl.constexpr):
-    """Of a part: whether it is of persistent tokens, of what the state holds (``kept`` parts, the first
-    ``passed`` left out), of what the memory answered (after ``span`` parts of tokens); its first row,
-    and which of its rows are seen, none of them from the part ``end`` on."""
-    persistent = part < fixed
-    second = part >= fixed + span
-    place = part - fixed - tl.where(second, span, 0)
+def _asked(part, end, held, chunk, model, of_keys, of_values, P: tl.constexpr, TILE: tl.constexpr):
+    """Of a part of a head: where the keys and values are that it is of, its first row, the row behind its
+    last, and which of TILE are seen, none of them from the part ``end`` on.
+
+    The parts of persistent tokens (addresses ``model``) come first. After them those of tokens: what the
+    state holds and what the chunk has; then those of what the memory answered. ``held``: address in the
+    state, how many parts it has, those left out before them, its oldest row and the one behind its newest.
+    ``chunk``: address, rows, and parts of state and chunk together. ``of_*``: offsets in both, for tokens,
+    then for answers."""
+    state, kept, passed, oldest, newest = held
+    own, index, span = chunk
+    FIXED: tl.constexpr = (P + TILE - 1) // TILE
+    persistent = part < FIXED
+    second = part >= FIXED + span
+    place = part - FIXED - tl.where(second, span, 0)
     committed = place < kept
     first = tl.where(persistent, part, place + tl.where(committed, passed, -kept)) * TILE
+    last = tl.where(persistent, P, tl.where(committed, newest, index))
     t = first + tl.arange(0, TILE)
-    seen = t < tl.where(persistent, P, tl.where(committed, held, index))
-    seen &= (t >= tl.where(committed, oldest, 0)) | persistent
-    return persistent, committed, second, first, seen & (part < end)
+    seen = (t < last) & ((t >= tl.where(committed, oldest, 0)) | persistent) & (part < end)
+    base = tl.where(committed, state, own)
+    keys = base + _one_of(committed, second, of_keys)
+    values = base + _one_of(committed, second, of_values)
+    return tl.where(persistent, model[0], keys), tl.where(persistent, model[1], values), first, last, seen
 
 
 @triton.jit
-def _place(persistent, committed, second, of_model, of_state, of_chunk, offsets):
-    """Address of a head's keys, or values, that a part is of (``_asked``); ``offsets`` in state and chunk,
-    then those of what the memory answered."""
-    kept = of_state + tl.where(second, offsets[2], offsets[0])
-    own = of_chunk + tl.where(second, offsets[3], offsets[1])
-    return tl.where(persistent, of_model, tl.where(committed, kept, own))
+def _one_of(committed, second, offsets):
+    return tl.where(
+        committed, tl.where(second, offsets[2], offsets[0]), tl.where(second, offsets[3], offsets[1])
+    )
+
+
+@triton.jit
+def _call(
+    part, held, chunk, model, of_keys, of_values, SIZE: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr
+):
+    """A part's rows, of SIZE bytes, into L2."""
+    if ON_DEVICE:
+        keys, values, first, last, _ = _asked(part, part + 1, held, chunk, model, of_keys, of_values, P, TILE)
+        LINES: tl.constexpr = TILE * SIZE // 128
+        i = tl.arange(0, 2 * LINES)
+        line = tl.minimum(first * SIZE + i % LINES * 128, last * SIZE - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [tl.where(i < LINES, keys, values) + line],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -125,6 +165,7 @@ def step_attention_kernel(
     HELD: tl.constexpr,
     TILE: tl.constexpr,
     ROOMS: tl.constexpr,
+    CALLED: tl.constexpr,
     SEGMENT: tl.constexpr,
 ):
     """Programs are (session, head, ``share`` of the parts that there are). The state holds HELD rows: those
@@ -164,19 +205,18 @@ def step_attention_kernel(
     if (begun > 0) & (begun >= parts):
         return
 
-    keys_p = persistent_k.to(tl.int64) + head * P * SIZE
-    values_p = persistent_v.to(tl.int64) + head * P * SIZE
+    of_held = (state + head * HELD * SIZE, kept, passed, oldest, held)
+    of_chunk = (own + head * L * SIZE, index, span)
+    of_model = (persistent_k.to(tl.int64) + head * P * SIZE, persistent_v.to(tl.int64) + head * P * SIZE)
     of_keys = (keys_state, keys_open, h_keys_state, h_keys_open)
     of_values = (values_state, values_open, h_values_state, h_values_open)
-    state += head * HELD * SIZE
-    of_chunk = own + head * L * SIZE
-    fixed, committed, second, first, seen = _asked(
-        begun, end, FIXED, span, kept, passed, oldest, held, index, P, TILE
+    keys, values, first, last, seen = _asked(
+        begun, end, of_held, of_chunk, of_model, of_keys, of_values, P, TILE
     )
-    keys = _place(fixed, committed, second, keys_p, state, of_chunk, of_keys)
     k = _rows(keys, first, seen, KIND, TILE, D)
-    values = _place(fixed, committed, second, values_p, state, of_chunk, of_values)
     v = _rows(values, first, seen, KIND, TILE, D)
+    for part in tl.range(begun + 1, tl.minimum(begun + 1 + CALLED, end)):
+        _call(part, of_held, of_chunk, of_model, of_keys, of_values, SIZE, P, TILE)
 
     begin()
     cos += row * (D // 2)
@@ -204,16 +244,16 @@ def step_attention_kernel(
     # One body whatever the share, which the compiler doesn't know. The next part is asked for as soon as
     # registers get free.
     for part in tl.range(begun, end, num_stages=1):
+        if part + 1 + CALLED < end:
+            _call(part + 1 + CALLED, of_held, of_chunk, of_model, of_keys, of_values, SIZE, P, TILE)
         score = tl.where(seen, tl.sum(k.to(tl.float32) * q[None, :], 1), -1e30)
         best = tl.max(score, 0)
         weight = tl.where(seen, tl.exp2(score - best), 0.0)
-        fixed, committed, second, first, seen = _asked(
-            part + 1, end, FIXED, span, kept, passed, oldest, held, index, P, TILE
+        keys, values, first, last, seen = _asked(
+            part + 1, end, of_held, of_chunk, of_model, of_keys, of_values, P, TILE
         )
-        keys = _place(fixed, committed, second, keys_p, state, of_chunk, of_keys)
         k = _rows(keys, first, seen, KIND, TILE, D)
         y = tl.sum(v.to(tl.float32) * weight[:, None], 0)
-        values = _place(fixed, committed, second, values_p, state, of_chunk, of_values)
         v = _rows(values, first, seen, KIND, TILE, D)
         _leave(room + (SELF + part) * (D + 2), y, tl.sum(weight, 0), best, D)
 
@@ -303,6 +343,7 @@ def step_attend(
         HELD=rows,
         TILE=_tile(head_dim),
         ROOMS=room.sums.shape[2],
+        CALLED=CALLED,
         SEGMENT=held_h is not None,
         num_warps=4,
         maxnreg=REGISTERS,
