@@ -8,12 +8,14 @@ one thing that goes to the device. The same math as ``mixers`` has for one token
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mnemosyne.engine.config import ModelConfig
+from mnemosyne.engine.gpu.ahead import Ahead
 from mnemosyne.engine.gpu.blob import BlobLayout, gpu_layout
 from mnemosyne.engine.gpu.open_cache import BlobChunk, open_layout
 from mnemosyne.engine.gpu.weights import Weights
@@ -36,19 +38,26 @@ class Decoder:
         self._config, self._weights, self._graphs = config, weights, graphs
         self._gates = grouped(weights.gates)
         self._steps: dict[int, Step] = {}
+        compute = weights.output.dtype
+        self._ahead = Ahead(open_layout(config, compute), weights.output.device)
 
     @torch.inference_mode()
     def decode(self, chunks: Sequence[BlobChunk], tokens: Tensor) -> Tensor:
         """As ``Titans.decode``: append a generated token to each open chunk; logits `[B, vocab]` after it."""
         ids = tokens.tolist()
-        most = BUCKETS[-1]
-        logits = [
-            self._some(chunks[first : first + most], ids[first : first + most])
-            for first in range(0, len(ids), most)
-        ]
+        logits = self._ahead.take(chunks, ids)
+        if logits is None:
+            most = BUCKETS[-1]
+            parts = [
+                self._some(chunks[first : first + most], ids[first : first + most])
+                for first in range(0, len(ids), most)
+            ]
+            logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         for chunk, token in zip(chunks, ids, strict=True):
             chunk.append(token, GENERATED)
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        room = all(chunk.length < self._config.chunk for chunk in chunks)
+        self._ahead.begin(chunks, logits, partial(self._some, chunks, ids) if room else None)
+        return logits
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `[B, vocab]` of rows of the residual stream, fp32 `[B, dim]`."""
@@ -59,11 +68,11 @@ class Decoder:
         product(normed, w.embedding, logits)
         return logits
 
-    def _some(self, chunks: Sequence[BlobChunk], ids: list[int]) -> Tensor:
+    def _some(self, chunks: Sequence[BlobChunk], ids: list[int], drawn: Tensor | None = None) -> Tensor:
         bucket = min(size for size in BUCKETS if size >= len(chunks))
         if bucket not in self._steps:
             self._steps[bucket] = Step(self._config, self._weights, self._gates, bucket, self._graphs)
-        return self._steps[bucket](chunks, ids)
+        return self._steps[bucket](chunks, ids, drawn)
 
 
 class Step:
@@ -133,7 +142,9 @@ class Step:
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self.run()
 
-    def __call__(self, chunks: Sequence[BlobChunk], ids: list[int]) -> Tensor:
+    def __call__(self, chunks: Sequence[BlobChunk], ids: list[int], drawn: Tensor | None = None) -> Tensor:
+        """Logits `[B, vocab]` after the tokens ``ids``; or after ``drawn`` `[B]`, on the device, in their
+        place."""
         full = [chunk for chunk in chunks if chunk.length >= self.config.chunk]
         if full:
             raise ValueError(f"{len(full)} chunks have no room for a token")
@@ -148,6 +159,8 @@ class Step:
         self.table.copy_(self._host, non_blocking=True)
         if self._sent is not None:
             self._sent.record()
+        if drawn is not None:
+            self.table[FIELDS.index("token"), : len(columns)].copy_(drawn)
         if self._graph is None:
             self.run()
         else:

@@ -15,16 +15,19 @@ from mnemosyne.engine.open_chunk import OpenChunk
 from mnemosyne.engine.state import SessionState
 from mnemosyne.kernels.decode import cache_shapes
 
+OVERWRITTEN = ("tails", "decay", "rows")
+"""First in an open chunk (``overwritten_bytes``)."""
+
 
 def open_layout(config: ModelConfig, compute: torch.dtype) -> BlobLayout:
     """Layers first; d ``dim``, H heads, D head_dim, S conv streams, L chunk. Of a chunk's L rows those of its
     tokens count, and what stands in the others doesn't matter.
 
     - ``tails`` `[K - 1, S d]`: the newest rows of the streams, as in the state;
-    - ``keys``, ``values``, for MAC ``memory_keys``, ``memory_values`` `[H, L, D]`: the chunk's own, rotated;
-    - ``inputs.i`` `[H, L, in]`, ``deltas.i`` `[H, L, out]`: both sides of each token's gradient, clipped;
     - ``decay`` `[3, H, depth]` fp32: A, F, E after the newest token;
-    - ``rows`` `[2, H, depth, L]` fp32: the rows of G and P after it (``kernels.gates.Decays``).
+    - ``rows`` `[2, H, depth, L]` fp32: the rows of G and P after it (``kernels.gates.Decays``);
+    - ``keys``, ``values``, for MAC ``memory_keys``, ``memory_values`` `[H, L, D]`: the chunk's own, rotated;
+    - ``inputs.i`` `[H, L, in]`, ``deltas.i`` `[H, L, out]`: both sides of each token's gradient, clipped.
 
     With no token in the chunk nothing of it counts: a step at index 0 takes the tails from the state.
     """
@@ -32,12 +35,22 @@ def open_layout(config: ModelConfig, compute: torch.dtype) -> BlobLayout:
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     streams = 4 if c.variant == "mac" else 3
     shapes["tails"] = ((layers, c.conv - 1, streams * c.dim), compute)
+    caches = cache_shapes(c.heads, c.chunk, c.memory_shapes, momentum=True)
+    for name in OVERWRITTEN[1:]:
+        shapes[name] = ((layers, *caches.pop(name)), torch.float32)
     attended = {"mac": ("keys", "values", "memory_keys", "memory_values"), "lmm": ()}
     for name in attended.get(c.variant, ("keys", "values")):
         shapes[name] = ((layers, c.heads, c.chunk, c.head_dim), compute)
-    for name, shape in cache_shapes(c.heads, c.chunk, c.memory_shapes, momentum=True).items():
-        shapes[name] = ((layers, *shape), torch.float32 if name in ("decay", "rows") else compute)
+    for name, shape in caches.items():
+        shapes[name] = ((layers, *shape), compute)
     return BlobLayout(shapes)
+
+
+def overwritten_bytes(layout: BlobLayout) -> int:
+    """Of an open chunk, from its first on: what a step changes. All else that it writes is its token's own
+    row, where nothing counts before it."""
+    place = layout.places[OVERWRITTEN[-1]]
+    return place.offset + place.stride * place.shape[0]
 
 
 class BlobChunk(OpenChunk):

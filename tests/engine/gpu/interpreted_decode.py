@@ -13,6 +13,7 @@ from mnemosyne.engine.gpu.weights import Weights
 from mnemosyne.engine.model import Titans
 from mnemosyne.kernels.triton import step_attention, support
 from mnemosyne.kernels.triton.step_product import GateProduct, grouped, product
+from tests.engine.gpu.guessed import check_steps_begun_ahead
 from tests.engine.gpu.opened import blob_chunk, error, sessions, tiny
 from tests.engine.models import small_model
 
@@ -85,6 +86,12 @@ def test_the_same_bits_by_any_share(config: ModelConfig, monkeypatch: pytest.Mon
         want = found if want is None else want
         assert torch.equal(found, want)
     assert error(found, model.decode(opened, tokens)) < BOUND
+
+
+def test_the_same_bits_begun_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = make(CONFIGS["lmm"])
+    _, opened = model.open_chunk(sessions(model, [(3, 1), (0, 0), (1, 2), (2, 3)]))
+    check_steps_begun_ahead(monkeypatch, model, opened, graphs=False)
 
 
 def test_a_committed_state_is_not_written() -> None:

@@ -67,8 +67,9 @@ def test_equal_to_the_modules(config: ModelConfig, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_a_graph_gives_the_bits_of_eager_launches() -> None:
-    model = on_gpu(tiny("mac", head_dim=64, dim=128, expansion=4), torch.bfloat16)
+@pytest.mark.parametrize("variant", ["mac", "mag"])
+def test_a_graph_gives_the_bits_of_eager_launches(variant: str) -> None:
+    model = on_gpu(tiny(variant, head_dim=64, dim=128, expansion=4), torch.bfloat16)
     _, opened = model.open_chunk(sessions(model, LENGTHS[:5]))
     eager = decoded(model, opened, graphs=False, steps=STEPS)
     assert torch.equal(decoded(model, opened, graphs=True, steps=STEPS), eager)
@@ -95,3 +96,16 @@ def test_the_same_bits_alone_and_in_any_batch(variant: str, chunk: int) -> None:
     for size in (2, 3, 8, 17, 64, 100, 256, 300):
         order = torch.randperm(300, generator=g)[:size]
         assert torch.equal(run(order), alone[order]), size
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+@pytest.mark.parametrize("config", [RESIDENT, tiny("mag", head_dim=64, dim=128)], ids=lambda c: c.variant)
+def test_a_step_begun_ahead_has_the_same_bits(
+    config: ModelConfig, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.engine.gpu.guessed import check_steps_begun_ahead
+
+    model = on_gpu(config, torch.bfloat16)
+    _, opened = model.open_chunk(sessions(model, [(3, 1), (0, 0), (1, 2), (2, 3)]))
+    check_steps_begun_ahead(monkeypatch, model, opened, graphs=graphs)
