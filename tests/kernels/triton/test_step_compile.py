@@ -63,7 +63,7 @@ def compiled(launch: tuple[Any, Launch]) -> Resources:
 
 @pytest.mark.parametrize(
     ("name", "programs", "spilled"),
-    [("step_recall", 3, 0), ("step_attention", 4, 0), ("step_memory", 2, 160)],
+    [("step_recall", 3, 0), ("step_attention", 4, 0), ("step_memory", 2, 168)],
 )
 def test_programs_share_a_multiprocessor(
     monkeypatch: pytest.MonkeyPatch, name: str, programs: int, spilled: int
