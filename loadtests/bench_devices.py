@@ -93,7 +93,7 @@ async def measure(devices: list[str], checkpoint: Path, plan: Plan, options: arg
         for session in sessions[1:]:
             fleet.release(session.handle)
         if len(devices) > 1:
-            tell("states compared")
+            tell("states known")
             found["move"] = await measure_move(fleet, sessions[0])
             tell("one moved")
             found["balance"] = await measure_balance(fleet, plan)

@@ -54,7 +54,7 @@ class Ahead:
         been: what comes on the current stream may use the chunks, and a step's room."""
         begun, self._begun = self._begun, None
         self._goes_on = False
-        if self._stream is not None:
+        if self._ended is not None:
             torch.cuda.current_stream(self._device).wait_event(self._ended)
         if begun is None:
             return None
