@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder for --resume")
     args = parser.parse_args()
+    if args.out.resolve() == args.run.resolve():
+        parser.error("--out is the run's own folder: its averages would be taken for the deeper model's")
     facts = json.loads((args.run / "run.json").read_text(encoding="utf-8"))
     model = Titans(ModelConfig.from_dict(facts["model"]))
     shards.load(args.run, model)

@@ -88,11 +88,11 @@ def sampler(settings: Settings, seed: int) -> Rows:
     if settings.babi is None:
         return invented
     stories = load_stories(settings.babi, parse_numbers(settings.tasks), "train")
-    told = StoryRows(tokenizer, _read_past(streams["books"], invented.ids, settings), seed, stories)
+    told = StoryRows(tokenizer, read_past(streams["books"], invented.ids, settings), seed, stories)
     return MixedRows(tokenizer, [(told, 1 - settings.invented), (invented, settings.invented)], seed)
 
 
-def _read_past(
+def read_past(
     books: Stream, ids: Callable[[str], list[int]], settings: Settings
 ) -> list[tuple[Stream, float]]:
     """What stories are hidden in: books, and more of their lookalikes than stand there, if they fill rows."""

@@ -19,7 +19,8 @@ from mnemosyne.engine.gpu.blob import BlobLayout
 from mnemosyne.engine.gpu.open_cache import BlobChunk, overwritten_bytes
 
 FEW = 4
-"""Sessions whose step is begun ahead; the host takes little of a step of more, and they come and go."""
+"""Sessions whose step is begun ahead; the host takes little of a step of more, and they come and go: each
+commit of one is a change of who decodes."""
 AFTER = 32
 """Steps one after the other whose tokens were all the largest logits'. A step taken back costs as much as is
 won by 15 or so, so where tokens are drawn at random none is begun."""
@@ -43,13 +44,16 @@ class Ahead:
         self._before = torch.empty(FEW, overwritten_bytes(layout), dtype=torch.uint8, device=device)
         """Of each chunk, what the step overwrites."""
         self._guessed, self._ended = (torch.cuda.Event() if on_gpu else None for _ in range(2))
+        if self._stream is not None:
+            # What a last step still uses isn't given to others before its end.
+            weakref.finalize(self, self._stream.synchronize).atexit = False
         self._right = 0
-        """Steps since a guess was wrong."""
+        """Steps since a guess was wrong, or others decoded."""
         self._goes_on = False
         """The newest logits are of a step on the stream."""
         self._begun: _Begun | None = None
 
-    def take(self, chunks: Sequence[BlobChunk], ids: Sequence[int]) -> Tensor | None:
+    def take(self, chunks: Sequence[BlobChunk], ids: list[int]) -> Tensor | None:
         """Logits after ``ids`` on ``chunks``, where just that was begun. Otherwise it is as if nothing had
         been: what comes on the current stream may use the chunks, and a step's room."""
         begun, self._begun = self._begun, None
@@ -99,6 +103,9 @@ class Ahead:
                 if step is not None and self._right >= AFTER:
                     self._keep(chunks)
                     found = step(guess)
+        except torch.OutOfMemoryError:
+            self._right = 0  # the next try does without
+            raise
         finally:
             if self._ended is not None:
                 self._ended.record(self._stream)

@@ -31,7 +31,7 @@ BLOCK = gl.constexpr(64)
 """Hidden units at a time."""
 WARPS = 8
 FEW = 512
-"""Programs that are few."""
+"""Most programs that are few: the heads of some twenty sessions of 760M."""
 REGISTERS = 160, 128
 """A thread, of few programs, which then keep all in them, and of many, two of which share a multiprocessor.
 The compiler spills after it has chosen the operations: bits are the same."""

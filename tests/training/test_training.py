@@ -90,12 +90,16 @@ def test_the_penalty_pulls_at_a_gate_however_sure_it_is() -> None:
 
 
 def test_the_layer_that_is_free_is_not_charged(settings: Settings) -> None:
-    two = dataclasses.replace(settings, layers=2, penalty=20.0, teach=0.0)
+    three = dataclasses.replace(settings, layers=3, penalty=20.0, teach=0.0)
     written = {}
     for free in ("first", "last", "none"):
-        _, later = observe(dataclasses.replace(two, free=free))
-        written[free] = [later["written_noise_0"] > 0.5, later["written_noise_1"] > 0.5]
-    assert written == {"first": [True, False], "last": [False, True], "none": [False, False]}
+        _, later = observe(dataclasses.replace(three, free=free))
+        written[free] = [later[f"written_noise_{i}"] > 0.5 for i in range(3)]
+    assert written == {
+        "first": [True, False, False],
+        "last": [False, False, True],
+        "none": [False, False, False],
+    }
 
 
 def test_facts_are_taught_to_layers_that_see_context_and_are_not_free() -> None:
@@ -103,6 +107,8 @@ def test_facts_are_taught_to_layers_that_see_context_and_are_not_free() -> None:
     assert lessons(4, "last") == ([True, True, True, False], [False, True, True, False])
     assert lessons(3, "none") == ([True] * 3, [True] * 3)
     assert lessons(1, "first") == lessons(1, "last") == ([True], [True])
+    with pytest.raises(ValueError, match="none writes facts"):
+        Settings(layers=2, free="last")
 
 
 def test_the_lesson_opens_gates_at_values(settings: Settings) -> None:

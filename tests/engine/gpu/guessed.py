@@ -35,7 +35,7 @@ def check_steps_begun_ahead(
         decoder = Decoder(model.config, Weights.of(model), graphs=graphs)
         taken, take = [], decoder._ahead.take
 
-        def counted(chunks: Sequence[BlobChunk], ids: Sequence[int]) -> Tensor | None:
+        def counted(chunks: Sequence[BlobChunk], ids: list[int]) -> Tensor | None:
             logits = take(chunks, ids)
             taken.append(logits is not None)
             return logits
@@ -43,13 +43,13 @@ def check_steps_begun_ahead(
         monkeypatch.setattr(decoder._ahead, "take", counted)
         chunks: dict[int, BlobChunk] = {b: blob_chunk(model, chunk) for b, chunk in enumerate(opened)}
         newest = [b + 1 for b in range(len(opened))]
-        found = []
+        found, given = [], []
         for step, who in enumerate(TOGETHER):
             for gone in [b for b in chunks if not any(b in later for later in TOGETHER[step:])]:
                 # Given up while a step that was begun may still run.
                 size = chunks.pop(gone).blob.numel()
                 gc.collect()
-                torch.full((size,), 255, dtype=torch.uint8, device=model.device)
+                given.append(torch.full((size,), 255, dtype=torch.uint8, device=model.device))
             logits = decoder.decode([chunks[b] for b in who], torch.tensor([newest[b] for b in who]))
             found.append(logits.cpu())
             for b, row in zip(who, found[-1], strict=True):
@@ -57,6 +57,9 @@ def check_steps_begun_ahead(
             if step in OTHERS:
                 newest[who[0]] = (newest[who[0]] + 1) % model.config.vocab_size
         begun.append(sum(taken))
+        del decoder
+        gc.collect()
+        assert given and all(bool((memory == 255).all()) for memory in given)
         return found
 
     plain = answers(NEVER)

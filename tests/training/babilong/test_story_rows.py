@@ -14,7 +14,7 @@ from mnemosyne.training.babilong.stories import OBJECTS, PERSONS, PLACES, Story
 from mnemosyne.training.babilong.story_rows import StoryRows
 from mnemosyne.training.babilong.strays import lookalikes
 from mnemosyne.training.corpus import BOOK_END, Stream, encode
-from mnemosyne.training.feed import draw, sampler
+from mnemosyne.training.feed import draw, read_past, sampler, tokenizer_of
 from mnemosyne.training.rows import Batch
 from mnemosyne.training.settings import Settings
 from mnemosyne.training.step import Step
@@ -172,3 +172,16 @@ def test_lookalikes_are_the_sentences_with_words_of_the_stories(tokenizer: Token
     alike = lookalikes(encode(tokenizer, text, BOOK_END), ids)
     assert tokenizer.decode(alike.tokens.tolist()) == "He took the letter.\nSo she went up to the kitchen."
     assert alike.ended(len(alike.tokens) - 1) == 1 and alike.ended(len(alike.tokens)) == 2
+
+
+def test_stories_are_hidden_among_lookalikes_where_they_fill_rows(settings: Settings) -> None:
+    tokenizer = tokenizer_of(settings)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    few = encode(tokenizer, "It rained. " * 900 + "He took the letter. ", BOOK_END)
+    assert [share for _, share in read_past(few, ids, settings)] == [1.0]
+    many = encode(tokenizer, "It rained. He took the letter. " * 900, BOOK_END)
+    (books, plain), (alike, share) = read_past(many, ids, settings)
+    assert books is many and plain + share == 1 and len(alike.tokens) < len(many.tokens)
