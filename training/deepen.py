@@ -1,9 +1,9 @@
 """One more layer on top of a trained model, free to learn of running text where the first one was.
 
 What a first layer's memory learns moves the keys of all layers above it, away from those that facts were
-written under. So its gates are shut, and its memory stays as it begins. The new layer does nothing yet, for
-what ends it is 0. Training goes on from there, with ``--layers`` one more, ``--free last`` and the curriculum
-from its beginning. Knows no training loop.
+written under. So its gates are shut, and its memory stays as it begins, as ``train`` keeps it wherever the
+last layer is free. The new layer does nothing yet, for what ends it is 0. Training goes on from there, with
+``--layers`` one more, ``--free last`` and the curriculum from its beginning. Knows no training loop.
 
     python -m mnemosyne.training.deepen --run build/run --out build/deeper
 """
@@ -33,6 +33,14 @@ SHUT = -8.0
 
 
 @torch.no_grad()
+def shut(model: Titans) -> None:
+    """The first layer's memory stays M_0, in training too: a closed gate that can learn opens again."""
+    memory = model.blocks[0].mixer.memory
+    memory.gate_weight.zero_().requires_grad_(False)
+    memory.gate_bias.fill_(SHUT).requires_grad_(False)
+
+
+@torch.no_grad()
 def deeper(model: Titans) -> Titans:
     """The same with one more layer, but that the first one's memory stays M_0."""
     c = model.config
@@ -42,9 +50,7 @@ def deeper(model: Titans) -> Titans:
     for name, parameter in made.blocks[c.layers].named_parameters():
         if name.endswith(ends):
             parameter.zero_()
-    first = made.blocks[0].mixer.memory
-    first.gate_weight.zero_()
-    first.gate_bias.fill_(SHUT)
+    shut(made)
     return made
 
 

@@ -59,8 +59,8 @@ class Settings:
     """Weight of the lesson that a fact's value is to be written: without it gates close before any use."""
     free: str = "first"
     """Which of several layers pays nothing for writing, so that its memory learns of running text: first,
-    last or none (``step.lessons``). From scratch recall comes soonest with none; with the last nothing that
-    is learned of running text moves the keys that facts were written under."""
+    last or none (``step.lessons``). From scratch recall comes soonest with none; with the last the first is
+    shut, and nothing that is learned of running text moves the keys that facts were written under."""
     save_every: float = 2.0
     """Minutes."""
     layers: int = 3
@@ -87,8 +87,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.free not in ("first", "last", "none"):
             raise ValueError(f"free must be first, last or none, got {self.free!r}")
-        if self.free == "last" and self.layers == 2:
-            raise ValueError("of two layers the first sees no context: with the last free none writes facts")
+        if self.free == "last" and self.layers < 3:
+            raise ValueError("with the last layer free the first is shut: it takes a third to write facts")
         longest = max(length for length, _ in self.stages)
         if longest <= self.reach:
             raise ValueError(

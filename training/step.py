@@ -45,7 +45,7 @@ def lessons(layers: int, free: str) -> tuple[list[bool], list[bool]]:
 
     The gates of the first see one token and no context, so all that they could tell of a fact is a word; what
     a free one has learned of running text moves the keys of all layers above it, away from those that facts
-    were written under. The last moves none.
+    were written under. The last moves none, and with it free the first is shut (``deepen.shut``).
     """
     every = range(layers)
     if layers == 1 or free == "none":

@@ -15,6 +15,7 @@ import torch
 from mnemosyne.engine.model import Titans
 from mnemosyne.training import shards
 from mnemosyne.training.curriculum import Curriculum
+from mnemosyne.training.deepen import shut
 from mnemosyne.training.feed import Feed
 from mnemosyne.training.settings import Settings, parse
 from mnemosyne.training.step import Step
@@ -60,6 +61,8 @@ def train(settings: Settings) -> dict[str, float]:
     if settings.resume:
         earlier = shards.load(settings.resume, model, step.optimizer)
         first, noise = int(earlier["step"]), float(earlier["noise"])
+    if settings.free == "last":
+        shut(model)
     curriculum = Curriculum(settings.stages, settings.promote, noise, settings.noise_max)
     settings.out.mkdir(parents=True, exist_ok=True)
     print(json.dumps({"parameters": model.parameter_count(), "device": str(model.device)}), flush=True)

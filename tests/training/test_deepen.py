@@ -15,7 +15,7 @@ from mnemosyne.engine.model import Titans
 from mnemosyne.training import deepen, shards
 from mnemosyne.training.settings import Settings
 from mnemosyne.training.step import Step
-from mnemosyne.training.train import build
+from mnemosyne.training.train import build, train
 
 
 @pytest.mark.parametrize("variant", ["mag", "mac", "mal", "lmm"])
@@ -61,3 +61,13 @@ def test_a_run_goes_on_with_the_layer_and_teaches_it(
     assert new.ffn.down.weight.abs().max() == 0
     model(torch.arange(128).view(1, -1)).hidden[..., 0].sum().backward()
     assert new.ffn.down.weight.grad is not None and new.ffn.down.weight.grad.abs().max() > 0
+
+
+def test_a_run_with_the_last_layer_free_keeps_the_first_shut(settings: Settings) -> None:
+    train(dataclasses.replace(settings, layers=3, free="last", minutes=0.03))
+    model = Titans(dataclasses.replace(settings.model, layers=3))
+    assert json.loads((settings.out / "run.json").read_text())["step"] > 0
+    shards.load(settings.out, model)
+    first, second = (model.blocks[i].mixer.memory for i in (0, 1))
+    assert (first.gate_weight == 0).all() and (first.gate_bias == deepen.SHUT).all()
+    assert (second.gate_weight != 0).any()

@@ -107,7 +107,7 @@ def test_facts_are_taught_to_layers_that_see_context_and_are_not_free() -> None:
     assert lessons(4, "last") == ([True, True, True, False], [False, True, True, False])
     assert lessons(3, "none") == ([True] * 3, [True] * 3)
     assert lessons(1, "first") == lessons(1, "last") == ([True], [True])
-    with pytest.raises(ValueError, match="none writes facts"):
+    with pytest.raises(ValueError, match="it takes a third"):
         Settings(layers=2, free="last")
 
 
