@@ -9,11 +9,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mnemosyne.engine.state import INPUT, SessionState
 from mnemosyne.engine.trace import Trace
+
+Ids = NDArray[np.int64]
+"""Of tokens in a row, `[n]`: those of a document are a million a second and more."""
+NO_IDS: Ids = np.empty(0, np.int64)
 
 
 class Prefills(Protocol):
@@ -22,18 +28,22 @@ class Prefills(Protocol):
     def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]: ...
 
 
+def joined(*parts: Sequence[int] | Ids) -> Ids:
+    return np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+
 def split(
-    state: SessionState, tokens: Sequence[int], kinds: bytes | None, chunk: int
-) -> tuple[tuple[int, ...], tuple[int, ...], bytes]:
+    state: SessionState, tokens: Sequence[int] | Ids, kinds: bytes | None, chunk: int
+) -> tuple[Ids, tuple[int, ...], bytes]:
     """Token ids to commit (whole chunks, none maybe), then the ids and kinds that stay pending.
 
     A whole chunk stays pending until a token after it arrives (``engine.state``).
     """
     kinds = bytes([INPUT]) * len(tokens) if kinds is None else kinds
-    ids = state.pending + tuple(tokens)
+    ids = joined(state.pending, tokens)
     every = state.kinds + kinds
     whole = max(0, (len(ids) - 1) // chunk) * chunk
-    return ids[:whole], ids[whole:], every[whole:]
+    return ids[:whole], tuple(ids[whole:].tolist()), every[whole:]
 
 
 def advance(
@@ -42,6 +52,6 @@ def advance(
     """The state after reading ``tokens`` on top of ``state``; the same for any split of them into calls."""
     whole, pending, rest = split(state, tokens, kinds, chunk)
     committed = dataclasses.replace(state, pending=(), kinds=b"")
-    if whole:
-        committed = model.prefill([committed], torch.tensor([whole]))[0][0]
+    if len(whole):
+        committed = model.prefill([committed], torch.from_numpy(whole)[None])[0][0]
     return dataclasses.replace(committed, pending=pending, kinds=rest)

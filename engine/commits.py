@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
+from mnemosyne.engine.chunk_trace import ChunkTraces
 from mnemosyne.engine.errors import MnemosyneError, NotFinite
-from mnemosyne.engine.messages import ChunkTrace
 from mnemosyne.engine.pyramid import Values, overall
 from mnemosyne.engine.state import SessionState
 from mnemosyne.engine.trace import Trace
@@ -58,7 +58,7 @@ class Committed:
     """A state after one or more chunks more, nothing pending."""
 
     state: SessionState
-    trace: tuple[ChunkTrace, ...]
+    trace: ChunkTraces
     tokens: Values | None = None
     """Where asked for, `[tokens, layers, 2]`: surprise and momentary of every token."""
 
@@ -75,26 +75,10 @@ def outcomes(
             where = f"between tokens {old.position} and {new.position}"
             found.append(NotFinite(f"the memory stopped being finite {where}"))
             continue
-        chunks = tuple(
-            _told(old.position + (k + 1) * chunk, values, written)
-            for k, (values, written) in enumerate(
-                zip(means[i].tolist(), trace.written[i].tolist(), strict=True)
-            )
-        )
+        ends = old.position + chunk * np.arange(1, len(means[i]) + 1)
+        chunks = ChunkTraces(np.column_stack([ends, means[i], trace.written[i]]))
         found.append(Committed(new, chunks, None if trace.tokens is None else trace.tokens[i]))
     return found
-
-
-def _told(position: int, values: Sequence[float], written: float) -> ChunkTrace:
-    surprise, momentary, moved, gain = values
-    return ChunkTrace(
-        position=position,
-        surprise=surprise,
-        momentary=momentary,
-        moved=moved,
-        gain=None if math.isnan(gain) else gain,
-        written=written,
-    )
 
 
 def _finite(states: Sequence[SessionState]) -> list[bool]:

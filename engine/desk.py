@@ -7,6 +7,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
+
+from mnemosyne.engine.advance import Ids
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.errors import (
     Cancelled,
@@ -158,16 +161,16 @@ class Desk:
             self._holdings.admit(sum(job.result is not None for job in self.jobs.values()))
         job = Job(request=request, base=base, result=None if target is None else Slot())
         if isinstance(request, Advance):
-            self._check_tokens(request.tokens, "tokens")
+            job.tokens = self._ids(request.tokens, "tokens")
             if request.kinds is not None and not _valid_kinds(request.kinds, len(request.tokens)):
                 raise RequestError("kinds must be one byte, 0 or 1, for each token", param="kinds")
             self._scheduler.accept(job.id, request.tenant, len(request.tokens))
         elif isinstance(request, Generate):
-            self._check_tokens(request.prompt, "prompt")
+            job.tokens = self._ids(request.prompt, "prompt")
             job.sampler = Sampler(request.sampling, request.prompt, self._vocab_size)
             self._scheduler.accept(job.id, request.tenant, len(request.prompt))
         elif isinstance(request, TraceTokens):
-            self._check_tokens(request.tokens, "tokens")
+            job.tokens = self._ids(request.tokens, "tokens")
             if not 0 < len(request.tokens) <= MAX_TRACED_TOKENS:
                 raise RequestError(
                     f"values per token are computed for 1 to {MAX_TRACED_TOKENS} tokens at once, not for"
@@ -191,9 +194,14 @@ class Desk:
             raise UnknownHandle(f"no state {handle!r} is held by this engine", handle=handle)
         return slot
 
-    def _check_tokens(self, tokens: tuple[int, ...], param: str) -> None:
-        if tokens and not (min(tokens) >= 0 and max(tokens) < self._vocab_size):
+    def _ids(self, tokens: tuple[int, ...], param: str) -> Ids:
+        try:
+            ids = np.array(tokens, np.int64)
+        except OverflowError:
+            ids = np.array([-1])
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
             raise RequestError(f"token ids must be 0 to {self._vocab_size - 1}", param=param)
+        return ids
 
     def _unblock(self, slot: Slot) -> None:
         self._unblocked.extend(slot.waiting)

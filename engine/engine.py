@@ -11,8 +11,9 @@ from functools import partial
 
 import torch
 
-from mnemosyne.engine.advance import split
+from mnemosyne.engine.advance import NO_IDS, joined, split
 from mnemosyne.engine.arrivals import Arrivals
+from mnemosyne.engine.chunk_trace import NO_CHUNKS
 from mnemosyne.engine.commits import Committed
 from mnemosyne.engine.copies import Copier, copier_for
 from mnemosyne.engine.counters import Counters
@@ -166,39 +167,39 @@ class Engine:
         assert job.base is not None and job.base.state is not None
         state, job.base = job.base.state, None
         if isinstance(request, TraceTokens):
-            self._start_tracing(job, state, request.tokens)
+            self._start_tracing(job, state)
             return
         if isinstance(request, Advance):
-            tokens, kinds = request.tokens, request.kinds
+            kinds = request.kinds
         else:
-            tokens, kinds = request.prompt, None
-            if not tokens and not state.tokens_seen:
+            kinds = None
+            if not request.prompt and not state.tokens_seen:
                 raise RequestError(
                     "nothing to go on: the prompt is empty and nothing was read", param="prompt"
                 )
         job.state, job.start = state, state.tokens_seen
-        job.whole, job.rest, job.rest_kinds = split(state, tokens, kinds, self._chunk)
-        if job.whole:
+        job.whole, job.rest, job.rest_kinds = split(state, job.tokens, kinds, self._chunk)
+        if len(job.whole):
             self._scheduler.to_ingest(job.id, len(job.whole) // self._chunk)
         else:
             self._has_read(job, state)
 
-    def _start_tracing(self, job: Job, state: SessionState, tokens: tuple[int, ...]) -> None:
+    def _start_tracing(self, job: Job, state: SessionState) -> None:
         """All tokens are committed at once, the last chunk too: nothing will come after it."""
-        if (state.tokens_seen + len(tokens)) % self._chunk:
+        if (state.tokens_seen + len(job.tokens)) % self._chunk:
             raise RequestError(
-                f"values per token come by whole chunks, and {state.tokens_seen} + {len(tokens)} tokens don't"
-                " end where a chunk does",
+                f"values per token come by whole chunks, and {state.tokens_seen} + {len(job.tokens)} tokens"
+                " don't end where a chunk does",
                 param="tokens",
             )
-        job.state, job.whole = state, state.pending + tokens
+        job.state, job.whole = state, joined(state.pending, job.tokens)
         self._scheduler.to_ingest(job.id, len(job.whole) // self._chunk)
 
     def _has_read(self, job: Job, state: SessionState) -> None:
         """All whole chunks are committed: an advance is done, an answer begins."""
         state = dataclasses.replace(state, pending=job.rest, kinds=job.rest_kinds)
         if isinstance(job.request, Generate):
-            job.state, job.whole = None, ()
+            job.state, job.whole = None, NO_IDS
             job.decoding = Decoding(state)
             if job.request.sampling.max_tokens:
                 self._scheduler.to_decode(job.id)
@@ -232,10 +233,10 @@ class Engine:
         for (job, row, _), choice in zip(turns, self._draws.draw(turns), strict=True):
             self._scheduler.decoded(job.id)
             try:
-                if row.trace:
+                if len(row.trace):
                     self._counters.add("tokens_recommitted_total", self._chunk)
-                    self._ingest.report(job, Committed(row.state, tuple(row.trace)))
-                    row.trace = []
+                    self._ingest.report(job, Committed(row.state, row.trace))
+                    row.trace = NO_CHUNKS
                 if isinstance(choice, MnemosyneError):
                     raise choice
                 self._emit(job, row, choice)
@@ -286,7 +287,7 @@ class Engine:
         seen = state.tokens_seen + (row.next is not None)
         if row.next is not None and job.result is not None:
             whole, rest, kinds = split(state, (row.next,), bytes([GENERATED]), self._chunk)
-            if whole:
+            if len(whole):
                 outcome = self._relief.alone(lambda: self._runner.commit([state], [whole]), job)[0]
                 if isinstance(outcome, MnemosyneError):
                     raise outcome

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from mnemosyne.engine.advance import NO_IDS, Ids
 from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.engine.holdings import Held, Running
 from mnemosyne.engine.messages import Advance, Export, Generate, Load, ReadTrace, TraceTokens
@@ -56,6 +57,8 @@ class Job:
     base: Slot | None
     """Let go once the request has begun."""
     result: Slot | None
+    tokens: Ids = field(default_factory=lambda: NO_IDS)
+    """That it brings."""
     sampler: Sampler | None = None
     admitted: bool = False
     """It has its place on the device."""
@@ -65,7 +68,7 @@ class Job:
     """Tokens that the base had seen."""
     state: SessionState | None = None
     """While ingesting: the newest commit."""
-    whole: tuple[int, ...] = ()
+    whole: Ids = field(default_factory=lambda: NO_IDS)
     """Whole chunks to commit, in order; the first ``read`` tokens of them are committed."""
     read: int = 0
     rest: tuple[int, ...] = ()

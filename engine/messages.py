@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mnemosyne.engine.chunk_trace import ChunkTraces
+
 INITIAL = "initial"
 FinishReason = Literal["stop", "length"]
 MAX_TRACED_TOKENS = 4096
@@ -139,27 +141,11 @@ Request = Advance | Generate | Export | Load | Release | Cancel | Stats | ReadTr
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkTrace:
-    """What one committed chunk did to the memory: means over layers and heads (spec/memory.md 5)."""
-
-    position: int
-    """Absolute token index of the committed chunk's end."""
-    surprise: float
-    momentary: float
-    moved: float
-    gain: float | None
-    """By how much the chunk may amplify a disturbance of the memory, the largest of the layers'; None where
-    it wasn't measured."""
-    written: float
-    """Share of (layer, head, memory layer) cells that the chunk changed."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Progress:
     request_id: str
     tokens_done: int
     """Tokens of this request committed so far."""
-    trace: tuple[ChunkTrace, ...]
+    trace: ChunkTraces
 
 
 @dataclass(frozen=True, kw_only=True)

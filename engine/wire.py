@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import types
 from collections.abc import Callable
 from functools import cache, partial
-from operator import attrgetter
 from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from mnemosyne.engine import messages
+from mnemosyne.engine import chunk_trace, messages
+from mnemosyne.engine.chunk_trace import ChunkTraces
 from mnemosyne.engine.errors import EngineError, RequestError
-from mnemosyne.engine.messages import ChunkTrace, EngineInfo, Event, Request
+from mnemosyne.engine.messages import EngineInfo, Event, Request
 
 Message = Request | Event | EngineInfo
 
@@ -32,10 +31,8 @@ MAX_PAYLOAD = 1 << 32
 """Bytes; the state of the largest preset is a small part of it."""
 
 _TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Message)}
-_HINTS = {cls: get_type_hints(cls) for cls in (*_TYPES.values(), messages.Sampling, messages.ChunkTrace)}
+_HINTS = {cls: get_type_hints(cls) for cls in (*_TYPES.values(), messages.Sampling)}
 _IDS = tuple[int, ...]
-_TRACE = tuple[ChunkTrace, ...]
-_of_trace = attrgetter(*(field.name for field in dataclasses.fields(ChunkTrace)))
 
 
 def encode(message: Message) -> bytes:
@@ -51,8 +48,8 @@ def encode(message: Message) -> bytes:
             parts.append(value)
         elif hints[field.name] == _IDS:
             parts.append(_pack_ids(value, field.name))
-        elif hints[field.name] == _TRACE:
-            parts.append(np.array(list(map(_of_trace, value)), dtype="<f8").tobytes())
+        elif isinstance(value, ChunkTraces):
+            parts.append(value.values.astype("<f8").tobytes())
         else:
             fields[field.name] = value
             continue
@@ -137,22 +134,12 @@ def _pack_ids(ids: tuple[int, ...], name: str) -> bytes:
 def _of_payload(hint: Any, part: bytes) -> Any:
     if hint == _IDS:
         return tuple(np.frombuffer(part, dtype="<i4").tolist())
-    if hint == _TRACE:
-        rows = np.frombuffer(part, dtype="<f8").reshape(-1, len(dataclasses.fields(ChunkTrace)))
-        return tuple(map(_trace, rows.tolist()))
+    if hint is ChunkTraces:
+        rows = np.frombuffer(part, dtype="<f8").reshape(-1, len(chunk_trace.FIELDS))
+        if not np.isfinite(rows[:, 0]).all():
+            raise ValueError("a chunk's position isn't a number")
+        return ChunkTraces(rows.astype(np.float64))
     return _builder(hint)(part)
-
-
-def _trace(row: list[float]) -> ChunkTrace:
-    position, surprise, momentary, moved, gain, written = row
-    return ChunkTrace(
-        position=int(position),
-        surprise=surprise,
-        momentary=momentary,
-        moved=moved,
-        gain=None if math.isnan(gain) else gain,
-        written=written,
-    )
 
 
 def _plain(value: object) -> Any:

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -66,10 +67,8 @@ def read(
         if not groups:
             break
         for chunks, rows in groups.items():
-            ids = torch.tensor(
-                [parts[b][0][done[b] : done[b] + chunks * chunk] for b in rows], device=model.device
-            )
-            after, _ = model.prefill([bare[b] for b in rows], ids)
+            ids = np.stack([parts[b][0][done[b] : done[b] + chunks * chunk] for b in rows])
+            after, _ = model.prefill([bare[b] for b in rows], torch.from_numpy(ids).to(model.device))
             for b, state in zip(rows, after, strict=True):
                 bare[b] = state
                 done[b] += chunks * chunk

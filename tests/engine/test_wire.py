@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
+import math
 import random
+import struct
 
 import pytest
 
 from mnemosyne.engine import wire
+from mnemosyne.engine.chunk_trace import NO_CHUNKS, ChunkTrace, ChunkTraces
 from mnemosyne.engine.errors import EngineError, RequestError
 from mnemosyne.engine.messages import (
     Advance,
     Advanced,
     Cancel,
-    ChunkTrace,
     EngineInfo,
     Export,
     Exported,
@@ -51,9 +52,9 @@ MESSAGES: list[wire.Message] = [
     Stats(request_id="5"),
     ReadTrace(request_id="6", handle="h"),
     TraceTokens(request_id="7", tenant="t", base="a", tokens=(5, 6)),
-    Progress(request_id="1", tokens_done=64, trace=(TRACE, TRACE)),
-    Progress(request_id="1", tokens_done=64, trace=(TRACE, dataclasses.replace(TRACE, gain=None))),
-    Progress(request_id="1", tokens_done=64, trace=()),
+    Progress(request_id="1", tokens_done=64, trace=ChunkTraces.of([TRACE, TRACE])),
+    Progress(request_id="1", tokens_done=64, trace=ChunkTraces.of([TRACE, TRACE._replace(gain=None)])),
+    Progress(request_id="1", tokens_done=64, trace=NO_CHUNKS),
     Advanced(request_id="1", position=64, tokens_seen=66),
     Token(request_id="2", index=0, token=7, logprob=-0.25, top_logprobs=((7, -0.25), (1, -3.0))),
     Token(request_id="2", index=1, token=8),
@@ -144,6 +145,11 @@ def header(message: str, payload: object, **fields: object) -> bytes:
         ),
         (header(message="Finished", payload={"tokens": 0}, request_id="1", reason="why", tokens_seen=0), b""),
         (header(message="Progress", payload={}, request_id="1", tokens_done=0, trace=[{"position": 1}]), b""),
+        (header(message="Progress", payload={"trace": 8}, request_id="1", tokens_done=0), bytes(8)),
+        (
+            header(message="Progress", payload={"trace": 48}, request_id="1", tokens_done=0),
+            struct.pack("<6d", math.nan, 0, 0, 0, 0, 0),
+        ),
     ],
 )
 def test_malformed_messages(head: bytes, payload: bytes) -> None:
