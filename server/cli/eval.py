@@ -16,15 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from mnemosyne.engine.errors import ConfigError
 from mnemosyne.server.cli.client import ApiError, Client
 from mnemosyne.server.cli.own_server import own_server
 from mnemosyne.server.cli.sample_reader import check_tokenizer, fingerprint, read_and_ask
-from mnemosyne.server.cli.terminal import Json, Key, errors, failures_as_one_line, output, print_json
+from mnemosyne.server.cli.terminal import (
+    Json,
+    Key,
+    errors,
+    failures_as_one_line,
+    output,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from mnemosyne.training.babilong.run import Answer, Failure, Outcome
@@ -267,11 +273,5 @@ def _show(found: Mapping[str, Any], tables: Sequence[Any], notes: Sequence[str],
         print_json(found)
         return
     for given in tables:
-        table = Table(
-            title=given.title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
-        )
-        for column in given.columns:
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in given.rows:
-            table.add_row(*row)
-        output.print(table, "", soft_wrap=False)
+        print_table(given.columns, given.rows, given.title, numbers=True)
+        output.print()

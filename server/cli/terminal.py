@@ -18,7 +18,7 @@ from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.server.cli.client import DEFAULT_URL, ApiError
 
 output = Console(soft_wrap=True)
-errors = Console(stderr=True)
+errors = Console(stderr=True, soft_wrap=True)
 tables = Console(width=1000)
 """Wider than any row, so that none is cut: where it doesn't fit, the terminal wraps it."""
 
@@ -48,11 +48,14 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output, a row to a line, nothing of it cut."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, numbers: bool = False
+) -> None:
+    """A table on standard output, a row to a line, nothing of it cut; ``numbers`` stand on the right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in columns:
-        table.add_column(title, no_wrap=True)
+    table.title, table.title_justify = title, "left"
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*map(escape, row))
     tables.print(table)

@@ -55,7 +55,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("MNEMOSYNE_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "60")  # narrower than a row, of which nothing may be cut
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(run, "FIRST_DELAY", 0.01)
 
