@@ -87,7 +87,8 @@ def sampler(settings: Settings, seed: int) -> Rows:
     invented = Sampler(tokenizer, [(streams[name], share) for name, share in SHARES.items()], seed)
     if settings.babi is None:
         return invented
-    stories = load_stories(settings.babi, parse_numbers(settings.tasks), "train")
+    numbers = [number for part in settings.tasks.split("+") for number in parse_numbers(part)]
+    stories = load_stories(settings.babi, numbers, "train")
     told = StoryRows(tokenizer, read_past(streams["books"], invented.ids, settings), seed, stories)
     return MixedRows(tokenizer, [(told, 1 - settings.invented), (invented, settings.invented)], seed)
 

@@ -22,7 +22,8 @@ class Settings:
     babi: Path | None = None
     """Folder of bAbI's files, whose stories the rows tell (``babilong.story_rows``); None: invented facts."""
     tasks: str = "1-10"
-    """Of bAbI, by number."""
+    """Of bAbI, by number. All are asked about equally often, one that is named again after a plus twice as
+    often: ``1-10+2,4``."""
     invented: float = 0.25
     """Share of rows that tell invented facts where the others tell bAbI's stories."""
     out: Path = Path("build/run")

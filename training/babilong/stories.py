@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,10 +64,10 @@ def stories_of(task: Task) -> list[Story]:
     return [Story(task.number, questions[-1].facts, questions) for questions in told]
 
 
-def load_stories(folder: Path, numbers: Iterable[int], split: Split) -> list[list[Story]]:
-    """The split's stories, task by task. Raises ConfigError as ``load_task`` does."""
-    loaded = (load_task(folder, number) for number in numbers)
-    return [[story for story in stories_of(task) if story.split == split] for task in loaded]
+def load_stories(folder: Path, numbers: Sequence[int], split: Split) -> list[list[Story]]:
+    """The split's stories of each number, in order. Raises ConfigError as ``load_task`` does."""
+    loaded = {number: stories_of(load_task(folder, number)) for number in sorted(set(numbers))}
+    return [[story for story in loaded[number] if story.split == split] for number in numbers]
 
 
 class Names:

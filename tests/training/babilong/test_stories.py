@@ -69,6 +69,13 @@ def test_a_story_is_in_one_split_wherever_it_stands(tmp_path: Path) -> None:
     assert {story.facts for story in again} == {story.facts for story in held}
 
 
+def test_a_task_that_is_named_twice_is_told_twice_as_often(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"qa{number}_x.txt").write_text(moves(40 + number), encoding="utf-8")
+    first, second, again = load_stories(tmp_path, [1, 2, 1], "train")
+    assert again == first != second and {story.task for story in second} == {2}
+
+
 def test_a_story_told_of_others_is_the_same_story() -> None:
     _, carried = told(STORIES)
     names = Names(random.Random(1))
