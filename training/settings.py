@@ -36,8 +36,8 @@ class Settings:
     step_tokens: int = 65_536
     lengths: str = "512:15,1024:60,2048:240,4096:1e9"
     """Row length and the noise up to which it is used, rising."""
-    noise: float = 0.0
-    """Background tokens per fact at the start."""
+    noise: float | None = None
+    """Background tokens per fact at the start; None: as many as where a resumed run ended, or 0."""
     noise_max: float = 800.0
     history: float = 0.0
     """Share of rows whose session has read background before them, and nothing else (``history``)."""
@@ -144,7 +144,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
         if isinstance(field.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
         elif field.default is None:
-            parser.add_argument(name, type=Path)
+            parser.add_argument(name, type=float if field.type == "float | None" else Path)
         else:
             parser.add_argument(name, type=type(field.default), default=field.default)
     return Settings(**vars(parser.parse_args(arguments)))

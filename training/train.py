@@ -57,10 +57,12 @@ def train(settings: Settings) -> dict[str, float]:
     """Train for ``settings.minutes``; the last metrics."""
     model = build(settings)
     step = Step(model, settings)
-    first, noise = 0, settings.noise
+    first, noise = 0, 0.0
     if settings.resume:
         earlier = shards.load(settings.resume, model, step.optimizer)
         first, noise = int(earlier["step"]), float(earlier["noise"])
+    if settings.noise is not None:
+        noise = settings.noise
     if settings.free == "last":
         shut(model)
     curriculum = Curriculum(settings.stages, settings.promote, noise, settings.noise_max)

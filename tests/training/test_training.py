@@ -20,7 +20,7 @@ from mnemosyne.training import evaluate, shards
 from mnemosyne.training.curriculum import Curriculum
 from mnemosyne.training.export import export
 from mnemosyne.training.feed import draw, sampler
-from mnemosyne.training.settings import Settings
+from mnemosyne.training.settings import Settings, parse
 from mnemosyne.training.step import Step, lessons, write_penalty
 from mnemosyne.training.train import build, learning_rate, train
 
@@ -134,6 +134,21 @@ def test_a_run_trains_stops_and_goes_on(settings: Settings, tmp_path: Path) -> N
     train(again)
     gone_on = json.loads((again.out / "run.json").read_text())
     assert gone_on["step"] > saved["step"]
+
+
+@pytest.mark.parametrize(("asked", "begun"), [(None, 17.0), (0.0, 0.0), (3.0, 3.0)])
+def test_a_resumed_run_begins_with_its_noise_or_what_was_asked_for(
+    settings: Settings, tmp_path: Path, asked: float | None, begun: float
+) -> None:
+    model = build(settings)
+    shards.save_weights(tmp_path / "one", dict(model.named_parameters()), {"step": 5, "noise": 17.0})
+    train(dataclasses.replace(settings, minutes=1e-3, noise=asked, resume=tmp_path / "one"))
+    assert json.loads((settings.out / "run.json").read_text())["noise"] == begun
+
+
+def test_options_that_may_be_left_out_keep_their_type() -> None:
+    assert parse(["--noise", "3", "--resume", "x"]).noise == 3.0 and parse([]).noise is None
+    assert parse(["--noise", "3", "--resume", "x"]).resume == Path("x")
 
 
 def test_saved_runs_load_exactly(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
