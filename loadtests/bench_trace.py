@@ -18,7 +18,7 @@ from bench_reading import long_text
 from bench_report import CheckFailed, Row, row
 
 from mnemosyne.checkpoints.weights import Checkpoint
-from mnemosyne.engine import model, runner
+from mnemosyne.engine import commits, model
 from mnemosyne.engine.engine import Engine
 from mnemosyne.engine.messages import (
     INITIAL,
@@ -46,7 +46,7 @@ def measure_trace(checkpoint: Checkpoint, tokens: int) -> tuple[dict[str, Any], 
     _read(engine, "warm", ids[: tokens // 4])
     before, spent = _ingest_seconds(engine), [0.0]
     with ExitStack() as clocks:
-        for owner, name in ((model, "summarize"), (Pyramid, "extended"), (runner, "overall")):
+        for owner, name in ((model, "summarize"), (Pyramid, "extended"), (commits, "overall")):
             clocks.enter_context(_clock(owner, name, spent))
         events = _read(engine, "read", ids)
     seconds = _ingest_seconds(engine) - before
