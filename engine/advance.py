@@ -18,7 +18,7 @@ from mnemosyne.engine.state import INPUT, SessionState
 from mnemosyne.engine.trace import Trace
 
 Ids = NDArray[np.int64]
-"""Of tokens in a row, `[n]`: those of a document are a million a second and more."""
+"""Token ids in a row, `[n]`: an array, since a GPU reads millions a second."""
 NO_IDS: Ids = np.empty(0, np.int64)
 
 

@@ -195,12 +195,13 @@ class Desk:
         return slot
 
     def _ids(self, tokens: tuple[int, ...], param: str) -> Ids:
+        wrong = RequestError(f"token ids must be 0 to {self._vocab_size - 1}", param=param)
         try:
             ids = np.array(tokens, np.int64)
-        except OverflowError:
-            ids = np.array([-1])
+        except OverflowError as error:
+            raise wrong from error
         if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
-            raise RequestError(f"token ids must be 0 to {self._vocab_size - 1}", param=param)
+            raise wrong
         return ids
 
     def _unblock(self, slot: Slot) -> None:

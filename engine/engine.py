@@ -179,6 +179,7 @@ class Engine:
                 )
         job.state, job.start = state, state.tokens_seen
         job.whole, job.rest, job.rest_kinds = split(state, job.tokens, kinds, self._chunk)
+        job.tokens = NO_IDS
         if len(job.whole):
             self._scheduler.to_ingest(job.id, len(job.whole) // self._chunk)
         else:
@@ -192,7 +193,7 @@ class Engine:
                 " don't end where a chunk does",
                 param="tokens",
             )
-        job.state, job.whole = state, joined(state.pending, job.tokens)
+        job.state, job.whole, job.tokens = state, joined(state.pending, job.tokens), NO_IDS
         self._scheduler.to_ingest(job.id, len(job.whole) // self._chunk)
 
     def _has_read(self, job: Job, state: SessionState) -> None:

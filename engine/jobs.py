@@ -58,7 +58,7 @@ class Job:
     """Let go once the request has begun."""
     result: Slot | None
     tokens: Ids = field(default_factory=lambda: NO_IDS)
-    """That it brings."""
+    """What the request brings, checked; let go once it has begun."""
     sampler: Sampler | None = None
     admitted: bool = False
     """It has its place on the device."""

@@ -136,7 +136,7 @@ class Runner:
         self, rows: Sequence[tuple[SessionState, Sequence[int] | Ids]], per_token: bool
     ) -> list[Committed | MnemosyneError]:
         states = [state for state, _ in rows]
-        # By numpy: torch looks at each number of a sequence for five times as long.
+        # torch.tensor would look at each number of them.
         tokens = torch.from_numpy(np.array([ids for _, ids in rows], np.int64)).to(self._device)
         return outcomes(states, *self._model.prefill(states, tokens, per_token), self.chunk)
 

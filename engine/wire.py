@@ -151,7 +151,7 @@ def _plain(value: object) -> Any:
 @cache
 def _builder(hint: Any) -> Callable[[Any], Any]:
     """What makes a value (of JSON, or from the payload) the declared type, and raises TypeError or ValueError
-    if it isn't one. Made once a type: a GPU's traces are thousands of values a second."""
+    if it isn't one. Made once a type."""
     if hint is Any:
         return lambda value: value
     if dataclasses.is_dataclass(hint):

@@ -20,7 +20,6 @@ from mnemosyne.training import corpus
 from mnemosyne.training.babilong.stories import load_stories
 from mnemosyne.training.babilong.story_rows import StoryRows
 from mnemosyne.training.babilong.strays import lookalikes
-from mnemosyne.training.babilong.tasks import parse_numbers
 from mnemosyne.training.corpus import Stream
 from mnemosyne.training.mixed_rows import MixedRows
 from mnemosyne.training.rows import Rows
@@ -87,8 +86,7 @@ def sampler(settings: Settings, seed: int) -> Rows:
     invented = Sampler(tokenizer, [(streams[name], share) for name, share in SHARES.items()], seed)
     if settings.babi is None:
         return invented
-    numbers = [number for part in settings.tasks.split("+") for number in parse_numbers(part)]
-    stories = load_stories(settings.babi, numbers, "train")
+    stories = load_stories(settings.babi, settings.told, "train")
     told = StoryRows(tokenizer, read_past(streams["books"], invented.ids, settings), seed, stories)
     return MixedRows(tokenizer, [(told, 1 - settings.invented), (invented, settings.invented)], seed)
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import cast
 
 from mnemosyne.engine.config import MemoryConfig, ModelConfig, Variant
+from mnemosyne.training.babilong.tasks import parse_numbers
+
+OPTIONAL = {"float | None": float, "Path | None": Path}
+"""What makes a value of an option that may be left out, by its annotation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ class Settings:
             raise ValueError(f"free must be first, last or none, got {self.free!r}")
         if self.free == "last" and self.layers < 3:
             raise ValueError("with the last layer free the first is shut: it takes a third to write facts")
+        _ = self.told  # it raises here what workers would raise unheard
         longest = max(length for length, _ in self.stages)
         if longest <= self.reach:
             raise ValueError(
@@ -129,6 +134,11 @@ class Settings:
         return [(int(a), float(b)) for a, b in (stage.split(":") for stage in self.lengths.split(","))]
 
     @property
+    def told(self) -> list[int]:
+        """Numbers of bAbI's tasks, some perhaps several times. Raises ConfigError for what is none."""
+        return [number for part in self.tasks.split("+") for number in parse_numbers(part)]
+
+    @property
     def reach(self) -> int:
         """Tokens that attention alone can carry something: windows of layers add up, a MAC's segments end
         together in every layer, an LMM has no attention."""
@@ -144,7 +154,7 @@ def parse(arguments: list[str] | None = None) -> Settings:
         if isinstance(field.default, bool):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=field.default)
         elif field.default is None:
-            parser.add_argument(name, type=float if field.type == "float | None" else Path)
+            parser.add_argument(name, type=OPTIONAL[str(field.type)])
         else:
             parser.add_argument(name, type=type(field.default), default=field.default)
     return Settings(**vars(parser.parse_args(arguments)))

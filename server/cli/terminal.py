@@ -53,7 +53,8 @@ def print_table(
 ) -> None:
     """A table on standard output, a row to a line, nothing of it cut; ``numbers`` stand on the right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.title, table.title_justify = title, "left"
+    if title is not None:
+        tables.print(title, markup=False, highlight=False)
     for column in columns:
         table.add_column(column, no_wrap=True, justify="right" if numbers else "left")
     for row in rows:

@@ -34,6 +34,8 @@ BLIND = 41
 """Logits while this id is pending are NaN."""
 BOMB = 42
 """A batch with this id raises."""
+BLANK = 43
+"""A chunk that begins with this id writes nothing."""
 
 
 class FakeModel:
@@ -75,7 +77,7 @@ class FakeModel:
                     memory[3] = float("nan")
             position, pyramid = state.position + len(row), state.pyramid.extended(values)
             after.append(SessionState(position, {"memory.0": memory}, pyramid=pyramid))
-        return after, Trace(means, np.ones(chunks.shape[:2]), each if per_token else None)
+        return after, Trace(means, (chunks[..., 0] != BLANK).double().numpy(), each if per_token else None)
 
     def commit_beside(self, states: Sequence[SessionState], tokens: Tensor) -> Commit:
         return Made(*self.prefill(states, tokens))

@@ -34,7 +34,7 @@ from mnemosyne.engine.messages import (
     TraceTokens,
 )
 from mnemosyne.engine.state import GENERATED, SessionState
-from tests.engine.fakes import BLIND, BOMB, CHUNK, INFO, POISON, FakeModel, dump, fake_engine
+from tests.engine.fakes import BLANK, BLIND, BOMB, CHUNK, INFO, POISON, FakeModel, dump, fake_engine
 
 
 def ids(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -348,6 +348,7 @@ def test_cancel_takes_effect_at_the_next_step() -> None:
         (Load(request_id="x", handle=INITIAL, data=b""), "EngineError", None),
         (read("x", INITIAL, "r", (50,)), "RequestError", "tokens"),
         (read("x", INITIAL, "r", (-1,)), "RequestError", "tokens"),
+        (read("x", INITIAL, "r", (2**63,)), "RequestError", "tokens"),
         (read("x", INITIAL, "r", (1,) * 5000), "ContextTooLong", None),
         (answer("x", INITIAL, "r", (50,)), "RequestError", "prompt"),
         (answer("x", INITIAL, "r", ()), "RequestError", "prompt"),
@@ -456,6 +457,14 @@ def test_what_is_counted() -> None:
     ) == (3, 1, 1)
     assert now["requests_running"] == now["requests_waiting"] == now["queued_tokens"] == 0
     assert now["busy_seconds_total"] >= now["ingest_seconds_total"] + now["decode_seconds_total"] > 0
+
+
+def test_chunks_that_wrote_nothing_are_counted_apart() -> None:
+    engine = fake_engine()
+    kept, blank = ids(CHUNK), (BLANK, *ids(CHUNK - 1))
+    drain(engine, read("r", INITIAL, "a", (*kept, *blank, *kept, 1)))
+    now = stats(engine)
+    assert (now["chunks_written_total"], now["chunks_skipped_total"]) == (2, 1)
 
 
 def test_a_loaded_state_with_a_full_pending_chunk_goes_on() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from mnemosyne.engine.advance import advance
+from mnemosyne.engine.errors import ConfigError
 from mnemosyne.engine.model import Titans
 from mnemosyne.kernels.gates import gate
 from mnemosyne.kernels.rules.registry import RULES
@@ -144,6 +145,13 @@ def test_a_resumed_run_begins_with_its_noise_or_what_was_asked_for(
     shards.save_weights(tmp_path / "one", dict(model.named_parameters()), {"step": 5, "noise": 17.0})
     train(dataclasses.replace(settings, minutes=1e-3, noise=asked, resume=tmp_path / "one"))
     assert json.loads((settings.out / "run.json").read_text())["noise"] == begun
+
+
+def test_tasks_may_be_named_again(settings: Settings) -> None:
+    assert dataclasses.replace(settings, tasks="1-3+2,3+3").told == [1, 2, 3, 2, 3, 3]
+    for wrong in ("1-3+", "+", "1+11", "1++2"):
+        with pytest.raises(ConfigError, match="tasks are numbers"):
+            dataclasses.replace(settings, tasks=wrong)
 
 
 def test_options_that_may_be_left_out_keep_their_type() -> None:

@@ -53,8 +53,8 @@ class _Event:
 
 
 class StoryRows(Rows):
-    """``stories`` are those of each task; all tasks are asked about equally often, so that one whose stories
-    have a single question is told more often."""
+    """``stories`` are those of each task; all entries are asked about equally often, so that one whose
+    stories have a single question is told more often, and a task that has two entries twice as often."""
 
     def __init__(
         self,
