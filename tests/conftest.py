@@ -21,6 +21,11 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that wait for a process in the background come last: then it has ended, or nearly."""
+    items.sort(key=lambda item: item.get_closest_marker("interpreted") is not None)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     from tests.kernels.triton.interpreter import files_of, interpreter
 

@@ -2,8 +2,8 @@
 it is imported.
 
 Each takes long on one core, while the other tests often wait. So the files of all tests that are selected
-(marked ``interpreted``) run in the background from the start, one after the other, and a test waits for its
-own.
+(marked ``interpreted``) run in the background from the start, one after the other, and a test, after all
+others, waits for its own.
 """
 
 from __future__ import annotations
