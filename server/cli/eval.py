@@ -273,5 +273,5 @@ def _show(found: Mapping[str, Any], tables: Sequence[Any], notes: Sequence[str],
         print_json(found)
         return
     for given in tables:
-        print_table(given.columns, given.rows, given.title, numbers=True)
+        print_table(given.columns, given.rows, given.title, numbers=given.columns)
         output.print()

@@ -1,4 +1,5 @@
-"""``mnemosyne surprise``: where a text surprised its session's memory, as a line of bars and a table."""
+"""``mnemosyne surprise``: where a text surprised its session's memory, as a line of bars and a table with the
+text of what surprised most."""
 
 from __future__ import annotations
 
@@ -6,17 +7,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from mnemosyne.server.cli.client import Client
+from mnemosyne.server.cli.client import ApiError, Client
 from mnemosyne.server.cli.terminal import (
     URL_DEFAULT,
     Json,
     Key,
     Url,
+    errors,
     failures_as_one_line,
     output,
     print_json,
+    print_table,
 )
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -24,7 +26,10 @@ WIDTH = 80
 """Characters of the picture."""
 ROWS = 8
 """Of the table: the points that surprised most."""
+TEXT = 60
+"""Characters of a point's text."""
 COLUMNS = ("surprise", "momentary", "moved", "gain")
+NUMBERS = ("from", "to", *COLUMNS)
 
 
 def surprise(
@@ -39,10 +44,12 @@ def surprise(
     """Show where a session's text surprised its memory."""
     with failures_as_one_line(), Client(url, key) as client:
         found = client.surprise(session, **{"from": start, "to": to, "resolution": resolution})
+        points = [point for point in found["points"] if point["surprise"] is not None]
+        most = sorted(points, key=lambda point: -float(point["surprise"]))[:ROWS]
+        texts = {} if json else texts_of(client, session, most)
     if json:
         print_json(found)
         return
-    points = [point for point in found["points"] if point["surprise"] is not None]
     if not points:
         output.print(f"nothing is known of tokens {found['from']:,} to {found['to']:,}")
         return
@@ -51,7 +58,32 @@ def surprise(
     span = f"{min(values):.4g} to {max(values):.4g}"
     output.print(f"surprise of tokens {first:,} to {last:,}: {span}", highlight=False)
     output.print(sparkline(points, first, last), highlight=False)
-    output.print(_table(points))
+    rows = sorted(most, key=lambda point: int(point["from"]))
+    print_table(
+        (*NUMBERS, *(["text"] if texts else [])),
+        [_row(point) + ([texts[point["from"]]] if texts else []) for point in rows],
+        "what surprised most",
+        NUMBERS,
+    )
+
+
+def texts_of(client: Client, session: str, points: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """How the text of each point begins, by its first token; nothing, and why is said, where the session's
+    input can't be had."""
+    texts: dict[int, str] = {}
+    try:
+        for point in points:
+            size = point["to"] - point["from"]
+            there = {"from": point["from"], "to": point["to"], "resolution": size, "text": "true"}
+            found = client.surprise(session, **there)["points"]
+            text = " ".join("".join(part["text"] for part in found).split())
+            texts[point["from"]] = text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+    except ApiError as error:
+        if error.status != 400:
+            raise
+        errors.print(f"note: without text: {error.message}", markup=False, highlight=False)
+        return {}
+    return texts
 
 
 def sparkline(points: Sequence[dict[str, Any]], first: int, last: int) -> str:
@@ -69,12 +101,6 @@ def sparkline(points: Sequence[dict[str, Any]], first: int, last: int) -> str:
     return "".join(" " if value is None else BARS[round((value - least) / step)] for value in highest)
 
 
-def _table(points: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="what surprised most")
-    for title in ("from", "to", *COLUMNS):
-        table.add_column(title, justify="right")
-    most = sorted(points, key=lambda point: -float(point["surprise"]))[:ROWS]
-    for point in sorted(most, key=lambda point: int(point["from"])):
-        values = ("" if point[name] is None else f"{point[name]:.4g}" for name in COLUMNS)
-        table.add_row(f"{point['from']:,}", f"{point['to']:,}", *values)
-    return table
+def _row(point: dict[str, Any]) -> list[str]:
+    values = ("" if point[name] is None else f"{point[name]:.4g}" for name in COLUMNS)
+    return [f"{point['from']:,}", f"{point['to']:,}", *values]

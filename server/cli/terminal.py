@@ -49,14 +49,18 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, numbers: bool = False
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    numbers: Sequence[str] = (),
 ) -> None:
-    """A table on standard output, a row to a line, nothing of it cut; ``numbers`` stand on the right."""
+    """A table on standard output, a row to a line, nothing of it cut; the columns ``numbers`` stand on the
+    right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     if title is not None:
         tables.print(title, markup=False, highlight=False)
     for column in columns:
-        table.add_column(column, no_wrap=True, justify="right" if numbers else "left")
+        table.add_column(column, no_wrap=True, justify="right" if column in numbers else "left")
     for row in rows:
         table.add_row(*map(escape, row))
     tables.print(table)

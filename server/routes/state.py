@@ -107,11 +107,14 @@ async def read_surprise(
     ] = None,
     version: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     layers: Annotated[bool, Query(description="With the values of every layer.")] = False,
+    text: Annotated[
+        bool, Query(description="With each point's text, from the input; of at most 65,536 tokens together.")
+    ] = False,
 ) -> SurpriseAnswer:
     """Where the text surprised the memory, and how far it moved for it: at most a few thousand points."""
     runtime.rate.admit(tenant)
     trace = await service.surprise(
-        tenant, session_id, first=start, last=to, resolution=resolution, version=version
+        tenant, session_id, first=start, last=to, resolution=resolution, version=version, text=text
     )
     runtime.rate.charge(tenant, trace.computed)
     return SurpriseAnswer.of(session_id, trace, layers)

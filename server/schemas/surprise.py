@@ -33,6 +33,7 @@ class SurprisePoint(BaseModel):
         description="By how much a chunk may amplify a disturbance of the memory; null below a chunk."
     )
     layers: Layers | None = Field(None, description="Where asked for.")
+    text: str | None = Field(None, description="What was read there, where asked for.")
 
 
 class SurpriseAnswer(BaseModel):
@@ -72,4 +73,6 @@ def _point(point: TracePoint, layers: bool) -> SurprisePoint:
     if layers:
         rows = map(list, zip(*point.layers, strict=True))
         values["layers"] = Layers(**dict(zip(FIELDS, rows, strict=True)))
+    if point.text is not None:
+        values["text"] = point.text
     return SurprisePoint(start=point.first, to=point.last, **values)

@@ -337,12 +337,14 @@ class SessionService:
         last: int | None = None,
         resolution: int | None = None,
         version: int | None = None,
+        text: bool = False,
     ) -> SurpriseTrace:
         """What reading the tokens [first, last) did to the memory of a version (None: the newest commit), at
         about ``resolution`` tokens a point; below a chunk's length they are computed again from the input.
-        Raises RequestError for a range that is too long for it, and where the input isn't kept."""
+        ``text``: with what was read there. Raises RequestError for a range that is too long for it, and where
+        the input isn't kept."""
         live = await self._core.registry.get(tenant, session_id)
-        return await self._surprise.read(live, first, last, resolution, version)
+        return await self._surprise.read(live, first, last, resolution, version, text)
 
     async def _tend(self, tenants: Iterable[str]) -> None:
         """Once look at every session, then now and then at those in memory."""

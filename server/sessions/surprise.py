@@ -1,12 +1,13 @@
 """What a session's reading did to its memory: the trace of a version, as finely as it is kept or asked for.
 
 Whole chunks come from the state's pyramid. Values per token are computed again from the input log, on top of
-the nearest state before them. Knows no HTTP.
+the nearest state before them; text is taken from there. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from mnemosyne.server.sessions.views import SurpriseTrace, TracePoint
 USUAL_POINTS = 512
 """What a range is divided into where no resolution is asked for: about as many, or fewer."""
 MAX_POINTS = 4096
+MAX_TEXT_TOKENS = 1 << 16
+"""Of one answer's points together, where their text is asked for."""
 
 
 class Surprise:
@@ -32,7 +35,13 @@ class Surprise:
         self._core = core
 
     async def read(
-        self, live: Live, first: int, last: int | None, resolution: int | None, version: int | None
+        self,
+        live: Live,
+        first: int,
+        last: int | None,
+        resolution: int | None,
+        version: int | None,
+        text: bool,
     ) -> SurpriseTrace:
         """See ``SessionService.surprise``."""
         self._core.admit()
@@ -62,6 +71,8 @@ class Surprise:
             level = min((resolution // chunk).bit_length() - 1, LEVELS - 1)
             resolution = chunk << level
             points = await self._per_chunk(live, home, first, last, level, chunk)
+        if text and points:
+            points = await self._with_text(live, home, points)
         await self._core.make_room()
         return SurpriseTrace(
             version=session.newest.number if version is None else version,
@@ -97,7 +108,7 @@ class Surprise:
                 f" whole chunks; from {first} to {last} it would be {stop - start}",
                 param="to",
             )
-        base, parts = await self._way(live, home, start, stop)
+        base, parts = await self._way(live, home, start, stop, "values per token are computed", "resolution")
         async with self._core.states.use(live, base) as pinned:
             tokens = await asyncio.to_thread(tokens_of, self._core.store, parts)
             tenant = live.session.created.tenant
@@ -110,21 +121,37 @@ class Surprise:
         values[..., : sums.shape[2]] = sums / (ends - begins)[:, None, None]
         return _points(list(zip(begins.tolist(), ends.tolist(), strict=True)), values)
 
-    async def _way(self, live: Live, home: Point, start: int, stop: int) -> tuple[Point, list[Segment]]:
-        """The state before token ``start``, and where the tokens [start, stop) are."""
-        if not live.session.created.retain_input:
+    async def _with_text(
+        self, live: Live, home: Point, points: tuple[TracePoint, ...]
+    ) -> tuple[TracePoint, ...]:
+        first, last = points[0].first, points[-1].last
+        if last - first > MAX_TEXT_TOKENS:
             raise RequestError(
-                "values per token are computed from the input, and this session doesn't retain it",
-                param="resolution",
+                f"text is given with at most {MAX_TEXT_TOKENS} tokens, and these points have {last - first}",
+                param="text",
             )
+        _, parts = await self._way(live, home, first, last, "text is taken", "text")
+        tokens = await asyncio.to_thread(tokens_of, self._core.store, parts)
+        decode = self._core.tokenizer.decode
+        return tuple(
+            dataclasses.replace(point, text=decode(tokens[point.first - first : point.last - first]))
+            for point in points
+        )
+
+    async def _way(
+        self, live: Live, home: Point, start: int, stop: int, what: str, param: str
+    ) -> tuple[Point, list[Segment]]:
+        """The state before token ``start``, and where the tokens [start, stop) are; ``what`` is done with
+        them, for ``param``."""
+        if not live.session.created.retain_input:
+            raise RequestError(f"{what} from the input, and this session doesn't retain it", param=param)
         family = await self._core.registry.family(live.session)
         try:
             upto = Point(home.session_id, home.index, stop)
             return cut(home, start, family), segments(upto, start, family)
         except (VersionNotFound, SnapshotCorrupt) as error:
             raise RequestError(
-                "values per token are computed from the input, and the log doesn't hold all of it here",
-                param="from",
+                f"{what} from the input, and the log doesn't hold all of it here", param="from"
             ) from error
 
 

@@ -170,6 +170,8 @@ class TracePoint:
     overall: list[float | None]
     """In the order of ``pyramid.FIELDS``; None: not known."""
     layers: list[list[float | None]]
+    text: str | None = None
+    """What was read there, where asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,14 @@ def test_surprise(server: RunningServer, tmp_path: Path) -> None:
     assert "tokens 0 to 136: 97 to 122" in said
     assert "▁" * 10 + "██" + "▁" * 5 in said
     assert "122" in said and "what surprised most" in said
+    assert re.search(r"^ *80 +88 +122 +122 +122 +122 +z{8}$", said, re.M), "with its text"
+    long = mnemosyne(server, "surprise", session, "--resolution", "128")
+    assert re.search(r" a{59}…$", long, re.M), "the beginning of a long one"
+    with Client(server.url) as client:
+        bare = client.create_session(retain_input=False)["id"]
+    mnemosyne(server, "ingest", str(book), "--session", bare)
+    without = mnemosyne(server, "surprise", bare)
+    assert "what surprised most" in without and "zzz" not in without
     tokens = read_json(server, "surprise", session, "--from", "78", "--to", "82", "--resolution", "1")
     assert [point["surprise"] for point in tokens["points"]] == [97.0, 97.0, 122.0, 122.0]
     assert "resolution" in mnemosyne(server, "surprise", session, "--resolution", "0", status=1)

@@ -53,6 +53,19 @@ def test_the_whole_of_a_session(server: RunningServer) -> None:
         )
 
 
+def test_the_text_of_points(server: RunningServer) -> None:
+    session_id = server.session()
+    server.document(session_id, TEXT)
+    for params in ({}, {"resolution": 100}, {"from": 13, "to": 21, "resolution": 3}):
+        points = trace(server, session_id, text="true", **params)["points"]
+        assert points and all(p["text"] == TEXT[p["from"] : p["to"]] for p in points)
+        assert all("text" not in p for p in trace(server, session_id, **params)["points"])
+    bare = server.session(retain_input=False)
+    server.document(bare, TEXT)
+    refused = server.http.get(f"/v1/sessions/{bare}/surprise", params={"text": "true"})
+    assert "doesn't retain" in check(refused, 400, "invalid_request", "text")["message"]
+
+
 def test_a_part_by_token_and_by_layer(server: RunningServer) -> None:
     session_id = server.session()
     server.document(session_id, TEXT)

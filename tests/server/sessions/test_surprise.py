@@ -13,6 +13,7 @@ from mnemosyne.checkpoints.store import SessionStore
 from mnemosyne.engine.errors import RequestError, SessionNotFound, VersionNotFound
 from mnemosyne.engine.inline import InlineEngine
 from mnemosyne.engine.pyramid import GAIN
+from mnemosyne.server.sessions import surprise
 from mnemosyne.server.sessions.service import SessionService
 from mnemosyne.server.sessions.views import SurpriseTrace
 from tests.engine.models import small_model
@@ -159,6 +160,23 @@ async def test_without_retained_input_there_are_chunks_alone(service: SessionSer
     with pytest.raises(RequestError) as refused:
         await service.surprise(TENANT, session_id, last=16, resolution=1)
     assert refused.value.param == "resolution"
+
+
+async def test_text_is_of_the_points_and_not_of_too_many(
+    service: SessionService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_id = await new_session(service)
+    await read_document(service, session_id, TEXT * 2)
+    ids = await ids_of(service, session_id)
+    trace = await service.surprise(TENANT, session_id, first=20, last=100, text=True)
+    assert spans_of(trace)[0] == (16, 32), "points at the edges reach beyond what was asked for"
+    decode = service._core.tokenizer.decode
+    assert [point.text for point in trace.points] == [decode(ids[a:b]) for a, b in spans_of(trace)]
+    assert (await service.surprise(TENANT, session_id, first=20, last=100)).points[0].text is None
+    monkeypatch.setattr(surprise, "MAX_TEXT_TOKENS", 95)
+    with pytest.raises(RequestError, match="at most 95 tokens, and these points have 96") as refused:
+        await service.surprise(TENANT, session_id, first=20, last=100, text=True)
+    assert refused.value.param == "text"
 
 
 async def test_ranges_that_are_refused(service: SessionService) -> None:
