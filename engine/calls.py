@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from mnemosyne.engine import errors
-from mnemosyne.engine.errors import EngineError, EngineLost, EngineUnavailable, MnemosyneError
+from mnemosyne.engine.errors import EngineError, EngineUnavailable, MnemosyneError
 from mnemosyne.engine.messages import (
     INITIAL,
     Advance,
@@ -212,7 +212,7 @@ class Calls(ABC):
         """The engine is gone, and with it every handle: fail what is pending, and tell the hooks."""
         self._held.clear()
         for request_id, queue in self._pending.items():
-            queue.put_nowait(Failed(request_id=request_id, error=EngineLost.__name__, message=message))
+            queue.put_nowait(Failed(request_id=request_id, error=EngineUnavailable.__name__, message=message))
         for hook in self._hooks:
             try:
                 hook()

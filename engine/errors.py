@@ -30,7 +30,6 @@ MnemosyneError
 │   └── LeaseLost             another owner holds the session; a stale owner's write was refused
 └── EngineError
     ├── EngineUnavailable     the engine process is gone or not ready
-    │   └── EngineLost        it ended while it had this to do
     ├── UnknownHandle         a state that the engine doesn't hold: never bound, released, lost in a restart
     ├── NotFinite             a state or logit stopped being a finite number
     └── Cancelled             the request was cancelled
@@ -147,9 +146,6 @@ class EngineError(MnemosyneError): ...
 
 class EngineUnavailable(EngineError):
     retryable = True
-
-
-class EngineLost(EngineUnavailable): ...
 
 
 class UnknownHandle(EngineError): ...

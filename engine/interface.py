@@ -56,7 +56,7 @@ class EngineLike(Protocol):
         """Call ``hook`` on the event loop each time handles were lost with an engine that ended: ``holds``
         tells which.
 
-        The calls that were pending there fail with EngineLost."""
+        The calls that were pending there fail with EngineUnavailable."""
         ...
 
     def holds(self, handle: str) -> bool:
@@ -69,7 +69,7 @@ class EngineLike(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop the engine; pending calls raise EngineLost. May be called twice."""
+        """Stop the engine; pending calls raise EngineUnavailable. May be called twice."""
         ...
 
     async def advance(

@@ -11,14 +11,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from mnemosyne.engine.errors import (
     CapacityError,
-    DocumentRejected,
-    EngineLost,
     EngineUnavailable,
     LeaseLost,
     MnemosyneError,
@@ -47,8 +45,6 @@ SMALLEST, LARGEST = 2048, 1 << 19
 PASSING = (StoreError, EngineUnavailable, UnknownHandle, CapacityError, SessionBusy, SnapshotError)
 """Failures that are no fault of the document: it is gone on with later."""
 FIRST_DELAY, LONGEST_DELAY = 0.25, 10.0
-LOSSES = 3
-"""Of the engine, one after the other over the same piece of a document, before it is refused."""
 
 
 @dataclass
@@ -73,9 +69,6 @@ class Absorber:
         self.active = 0
         self.tokens = 0
         """Absorbed since the start."""
-        self._suspects = asyncio.Lock()
-        """Held while a piece is read over which the engine was lost, one at a time: so that the one at fault
-        is told from those that were only beside it."""
         core.registry.on_found.append(self.wake)
 
     def wake(self, live: Live) -> None:
@@ -109,14 +102,13 @@ class Absorber:
             await asyncio.wait(tasks)
 
     async def _run(self, live: Live) -> None:
-        delay, losses = FIRST_DELAY, 0
+        delay = FIRST_DELAY
         self.active += 1
         try:
             while live.session.reading is not None and not self._core.draining:
                 before = live.session.length
                 try:
-                    await self._read_next(live, losses)
-                    losses = 0
+                    await self._read_next(live)
                 except (SessionNotFound, LeaseLost):
                     return  # gone, or another's: whoever looks the session up next sees to its documents
                 except PASSING as error:
@@ -124,32 +116,25 @@ class Absorber:
                     live.events.add("error", told(error))
                     if isinstance(error, CapacityError):
                         await self._core.make_room()
-                    moved = live.session.length > before
-                    losses = (0 if moved else losses) + isinstance(error, EngineLost)
-                    delay = FIRST_DELAY if moved else min(2 * delay, LONGEST_DELAY)
+                    delay = FIRST_DELAY if live.session.length > before else min(2 * delay, LONGEST_DELAY)
                     await asyncio.sleep(delay)
         finally:
             self.active -= 1
             live.absorber = None
 
-    async def _read_next(self, live: Live, losses: int) -> None:
-        """``losses``: how often the engine was lost over the next piece, which is then read alone."""
+    async def _read_next(self, live: Live) -> None:
         try:
-            alone = self._suspects if losses else nullcontext()
-            async with alone, live.writer, self._core.writing(live) as held:
+            async with live.writer, self._core.writing(live) as held:
                 document = live.session.reading
                 if document is not None:
-                    await self._read_or_reject(live, held, document, losses)
+                    await self._read_or_reject(live, held, document)
         finally:
             live.settling = False
         await self._core.make_room()
 
-    async def _read_or_reject(self, live: Live, held: Held, document: Document, losses: int) -> None:
+    async def _read_or_reject(self, live: Live, held: Held, document: Document) -> None:
         try:
-            if losses == LOSSES:
-                place = f"at byte {document.absorbed_bytes} of this document"
-                raise DocumentRejected(f"the engine ended {LOSSES} times while it read on {place}")
-            await self._read(live, held, document, alone=losses > 0)
+            await self._read(live, held, document)
         except PASSING:
             raise
         except Exception as error:
@@ -161,29 +146,25 @@ class Absorber:
             await self._core.states.keep_only(live, live.session.point())
             await asyncio.to_thread(self._core.store.spool_delete, live.id, document.id, held.fence)
 
-    async def _read(self, live: Live, held: Held, document: Document, alone: bool) -> None:
+    async def _read(self, live: Live, held: Held, document: Document) -> None:
         core, begins = self._core, document.last_piece is None
         async with core.states.use(live, live.session.newest_commit) as pinned:
             try:
                 reader = DocumentReader(core.store, live.id, document, core.tokenizer)
-                at = _Progress(document, pinned.resident, pinned.handle)
-                await self._pipeline(live, held, reader, at, alone)
+                await self._pipeline(live, held, reader, _Progress(document, pinned.resident, pinned.handle))
             finally:
                 if begins:  # the version to return to, should the rest be refused
                     pinned.resident.claims.add(live.id)
 
-    async def _pipeline(
-        self, live: Live, held: Held, reader: DocumentReader, at: _Progress, alone: bool
-    ) -> None:
+    async def _pipeline(self, live: Live, held: Held, reader: DocumentReader, at: _Progress) -> None:
         """While the engine reads one piece and has been given the next, the one before goes into the journal
-        and the one after is tokenized. ``alone``: one piece at a time, until something is in the journal."""
+        and the one after is tokenized."""
         ahead = Ahead(self._core, live.session.created.tenant, at.handle)
         tokenizing = self._tokenize(reader)
         more = True
         try:
             while not self._core.draining and (more or ahead.oldest is not None):
-                full = ahead.full or (alone and len(ahead) > 0)
-                waits: set[asyncio.Future[Any]] = {tokenizing} if more and not full else set()
+                waits: set[asyncio.Future[Any]] = {tokenizing} if more and not ahead.full else set()
                 if ahead.oldest is not None:
                     waits.add(ahead.oldest)
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -198,8 +179,6 @@ class Absorber:
                     self._move_to(ahead.take(), at)
                     if len(ahead) or more:
                         await self._save(live, held, at)
-                        if alone and at.piece is None:
-                            return
             if not more and ahead.oldest is None:
                 await self._save(live, held, at, last=True)
         finally:

@@ -1,16 +1,14 @@
 """A process that serves the fake model: what ``server.engine_main`` is to a checkpoint, for tests of the
 client.
 
-``--slow S`` makes each prefill take S seconds; ``--deadly ID`` ends the process as it reads that token;
-``--refuse`` ends with a reason, ``--crash`` without one; ``--once FILE`` serves the first time only;
-``--other FILE`` serves another model once the file is there; ``--garbage`` answers with bytes that are no
-frame.
+``--slow S`` makes each prefill take S seconds; ``--refuse`` ends with a reason, ``--crash`` without one;
+``--once FILE`` serves the first time only; ``--other FILE`` serves another model once the file is there;
+``--garbage`` answers with bytes that are no frame.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import sys
 import time
@@ -28,15 +26,13 @@ from mnemosyne.engine.trace import Trace
 
 
 class SlowModel(FakeModel):
-    def __init__(self, seconds: float, deadly: int | None) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__()
-        self.seconds, self.deadly = seconds, deadly
+        self.seconds = seconds
 
     def prefill(
         self, states: Sequence[SessionState], tokens: Tensor, per_token: bool = False
     ) -> tuple[list[SessionState], Trace]:
-        if self.deadly is not None and bool((tokens == self.deadly).any()):
-            os._exit(9)
         time.sleep(self.seconds)
         return super().prefill(states, tokens, per_token)
 
@@ -45,7 +41,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket-fd", type=int, required=True)
     parser.add_argument("--slow", type=float, default=0.0)
-    parser.add_argument("--deadly", type=int)
     parser.add_argument("--once", type=Path)
     parser.add_argument("--other", type=Path)
     for flag in ("--refuse", "--crash", "--garbage"):
@@ -62,7 +57,7 @@ def main() -> None:
     if options.garbage:
         connection.sendall(b"\xff" * 64)
         time.sleep(60)
-    engine = fake_engine(SlowModel(options.slow, options.deadly))
+    engine = fake_engine(SlowModel(options.slow))
     if options.other is not None and options.other.exists():
         engine.info = replace(engine.info, model_fingerprint="another")
     serve(connection, engine)

@@ -69,31 +69,3 @@ async def test_sessions_come_back_after_the_engine_was_killed(
     await until_ended(service, fresh, again.id)
     assert await state(service, fresh) == await state(service, other)
     await service.drain()
-
-
-async def test_a_document_that_ends_the_engine_is_refused_and_takes_no_other_with_it(
-    directory: DirectoryStore,
-) -> None:
-    engine = EngineClient([sys.executable, str(FAKE), "--slow", "0.002", "--deadly", "29"], first_delay=0.05)
-    await engine.start()
-    service = make_service(directory, engine)
-    ids = tuple(i % 28 for i in range(9000))
-    documents = [(*ids[:3000], 29, *ids)] + 4 * [ids]  # so early that no other has read a piece by then
-    sessions = [await new_session(service) for _ in documents]
-    made = [
-        await service.create_document(TENANT, session, name="d", tokens=tokens)
-        for session, tokens in zip(sessions, documents, strict=True)
-    ]
-    ended = [
-        await until_ended(service, session, document.id)
-        for session, document in zip(sessions, made, strict=True)
-    ]
-    assert [document.status for document in ended] == ["rejected", *4 * ["absorbed"]]
-    error = ended[0].error
-    assert error is not None and error["code"] == "DocumentRejected"
-    assert "the engine ended 3 times while it read on at byte" in error["message"]
-    assert engine.incarnation == 1 + 3
-    told = await answer(await service.turn(TENANT, sessions[0], turn(6)))
-    assert told.tokens, "the session goes on without it"
-    await service.drain()
-    await engine.close()
