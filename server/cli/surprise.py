@@ -42,14 +42,15 @@ def surprise(
     json: Json = False,
 ) -> None:
     """Show where a session's text surprised its memory."""
+    params = {"from": start, "to": to, "resolution": resolution}
     with failures_as_one_line(), Client(url, key) as client:
-        found = client.surprise(session, **{"from": start, "to": to, "resolution": resolution})
+        if json:
+            print_json(client.surprise(session, **params))
+            return
+        found = _with_text(client, session, params)
         points = [point for point in found["points"] if point["surprise"] is not None]
         most = sorted(points, key=lambda point: -float(point["surprise"]))[:ROWS]
-        texts = {} if json else texts_of(client, session, most)
-    if json:
-        print_json(found)
-        return
+        texts = _texts(client, session, most)
     if not points:
         output.print(f"nothing is known of tokens {found['from']:,} to {found['to']:,}")
         return
@@ -58,31 +59,47 @@ def surprise(
     span = f"{min(values):.4g} to {max(values):.4g}"
     output.print(f"surprise of tokens {first:,} to {last:,}: {span}", highlight=False)
     output.print(sparkline(points, first, last), highlight=False)
-    rows = sorted(most, key=lambda point: int(point["from"]))
+    shown = any(texts.values())
     print_table(
-        (*NUMBERS, *(["text"] if texts else [])),
-        [_row(point) + ([texts[point["from"]]] if texts else []) for point in rows],
+        (*NUMBERS, *(["text"] if shown else [])),
+        [
+            [*_row(point), *([texts[point["from"]]] if shown else [])]
+            for point in sorted(most, key=lambda point: int(point["from"]))
+        ],
         "what surprised most",
         NUMBERS,
     )
 
 
-def texts_of(client: Client, session: str, points: Sequence[dict[str, Any]]) -> dict[int, str]:
-    """How the text of each point begins, by its first token; nothing, and why is said, where the session's
-    input can't be had."""
-    texts: dict[int, str] = {}
+def _with_text(client: Client, session: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The trace, with text where all of it is few enough tokens."""
     try:
-        for point in points:
-            size = point["to"] - point["from"]
-            there = {"from": point["from"], "to": point["to"], "resolution": size, "text": "true"}
-            found = client.surprise(session, **there)["points"]
-            text = " ".join("".join(part["text"] for part in found).split())
-            texts[point["from"]] = text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+        return client.surprise(session, **params, text="true")
     except ApiError as error:
         if error.status != 400:
             raise
-        errors.print(f"note: without text: {error.message}", markup=False, highlight=False)
-        return {}
+        return client.surprise(session, **params)
+
+
+def _texts(client: Client, session: str, points: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """How the text of each point begins, by its first token; empty where it can't be had, and why is said."""
+    texts: dict[int, str] = {}
+    why: set[str] = set()
+    for point in points:
+        text = point.get("text")
+        if text is None:
+            there = {"from": point["from"], "to": point["to"], "resolution": point["to"] - point["from"]}
+            try:
+                found = client.surprise(session, **there, text="true")["points"]
+            except ApiError as error:
+                found = []
+                why.add(error.message)
+            if found and found[0]["from"] == point["from"]:
+                text = "".join(part.get("text") or "" for part in found)
+        words = " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
+        texts[point["from"]] = words if len(words) <= TEXT else f"{words[: TEXT - 1]}…"
+    for reason in sorted(why):
+        errors.print(f"note: without text: {reason}", markup=False, highlight=False)
     return texts
 
 

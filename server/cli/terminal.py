@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.server.cli.client import DEFAULT_URL, ApiError
@@ -62,7 +62,7 @@ def print_table(
     for column in columns:
         table.add_column(column, no_wrap=True, justify="right" if column in numbers else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(Text, row))
     tables.print(table)
 
 

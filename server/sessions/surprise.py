@@ -57,6 +57,8 @@ class Surprise:
             resolution = chunk
             while last - first > USUAL_POINTS * resolution:
                 resolution *= 2
+        if text:
+            self._check_text(live, last - first)
         if last - first > MAX_POINTS * resolution:
             raise RequestError(
                 f"{last - first} tokens at {resolution} a point are more than {MAX_POINTS} points",
@@ -121,15 +123,22 @@ class Surprise:
         values[..., : sums.shape[2]] = sums / (ends - begins)[:, None, None]
         return _points(list(zip(begins.tolist(), ends.tolist(), strict=True)), values)
 
+    def _check_text(self, live: Live, tokens: int) -> None:
+        if not live.session.created.retain_input:
+            raise RequestError(
+                "text is taken from the input, and this session doesn't retain it", param="text"
+            )
+        if tokens > MAX_TEXT_TOKENS:
+            raise RequestError(
+                f"text is given with at most {MAX_TEXT_TOKENS} tokens, and these points have {tokens}",
+                param="text",
+            )
+
     async def _with_text(
         self, live: Live, home: Point, points: tuple[TracePoint, ...]
     ) -> tuple[TracePoint, ...]:
         first, last = points[0].first, points[-1].last
-        if last - first > MAX_TEXT_TOKENS:
-            raise RequestError(
-                f"text is given with at most {MAX_TEXT_TOKENS} tokens, and these points have {last - first}",
-                param="text",
-            )
+        self._check_text(live, last - first)
         _, parts = await self._way(live, home, first, last, "text is taken", "text")
         tokens = await asyncio.to_thread(tokens_of, self._core.store, parts)
         decode = self._core.tokenizer.decode

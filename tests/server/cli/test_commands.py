@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from mnemosyne.server.cli.client import ApiError, Client
 from mnemosyne.server.cli.main import app
+from mnemosyne.server.cli.surprise import _texts
+from mnemosyne.server.cli.terminal import print_table
 from mnemosyne.server.settings import Settings
 from tests.server.http.running import RunningServer
 from tests.server.http.scripted import write_checkpoint
@@ -104,6 +106,8 @@ def test_surprise(server: RunningServer, tmp_path: Path) -> None:
     mnemosyne(server, "ingest", str(book), "--session", bare)
     without = mnemosyne(server, "surprise", bare)
     assert "what surprised most" in without and "zzz" not in without
+    most = mnemosyne(server, "surprise", session, "--from", "78", "--to", "82", "--resolution", "2")
+    assert re.search(r"^ *80 +82 .* zz *$", most, re.M)
     tokens = read_json(server, "surprise", session, "--from", "78", "--to", "82", "--resolution", "1")
     assert [point["surprise"] for point in tokens["points"]] == [97.0, 97.0, 122.0, 122.0]
     assert "resolution" in mnemosyne(server, "surprise", session, "--resolution", "0", status=1)
@@ -166,3 +170,21 @@ def test_a_flag_of_serve_is_the_setting_of_its_name(monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["serve", *arguments])
     assert done.exit_code == 0, done.output
     assert {name: getattr(served[0], name) for name in flags} == flags
+
+
+def test_text_in_a_table_is_harmless_and_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    class Answers:
+        def surprise(self, session: str, **params: Any) -> dict[str, Any]:
+            assert params["text"] == "true"
+            if params["from"] == 64:
+                raise ApiError(429, "quota_exceeded", "too many tokens")
+            return {"points": [{"from": 128 if params["from"] == 128 else 0, "text": "x" * 100}]}
+
+    points = [{"from": 0, "to": 64, "text": "a\x1b[2Jb :smile: \\"}]
+    points += [{"from": at, "to": at + 64} for at in (64, 128, 192)]
+    texts = _texts(Answers(), "s", points)  # type: ignore[arg-type]
+    assert texts == {0: "a [2Jb :smile: \\", 64: "", 128: "x" * 59 + "…", 192: ""}
+    assert "note: without text: too many tokens" in capsys.readouterr().err
+    print_table(["text"], [[texts[0]]], "a [title]")
+    out = capsys.readouterr().out
+    assert "a [2Jb :smile: \\" in out and "a [title]" in out
