@@ -9,27 +9,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from mnemosyne.engine.ids import Ids, joined
 from mnemosyne.engine.state import INPUT, SessionState
 from mnemosyne.engine.trace import Trace
-
-Ids = NDArray[np.int64]
-"""Token ids in a row, `[n]`: an array, since a GPU reads millions a second."""
-NO_IDS: Ids = np.empty(0, np.int64)
 
 
 class Prefills(Protocol):
     """As much of a model as a state needs to move."""
 
     def prefill(self, states: Sequence[SessionState], tokens: Tensor) -> tuple[list[SessionState], Trace]: ...
-
-
-def joined(*parts: Sequence[int] | Ids) -> Ids:
-    return np.concatenate([np.asarray(part, np.int64) for part in parts])
 
 
 def split(

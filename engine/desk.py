@@ -7,9 +7,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-import numpy as np
-
-from mnemosyne.engine.advance import Ids
 from mnemosyne.engine.counters import Counters
 from mnemosyne.engine.errors import (
     Cancelled,
@@ -20,6 +17,7 @@ from mnemosyne.engine.errors import (
     UnknownHandle,
 )
 from mnemosyne.engine.holdings import Holdings, Running
+from mnemosyne.engine.ids import Ids, within
 from mnemosyne.engine.jobs import Job, Slot, Work
 from mnemosyne.engine.messages import (
     INITIAL,
@@ -195,14 +193,10 @@ class Desk:
         return slot
 
     def _ids(self, tokens: tuple[int, ...], param: str) -> Ids:
-        wrong = RequestError(f"token ids must be 0 to {self._vocab_size - 1}", param=param)
         try:
-            ids = np.array(tokens, np.int64)
+            return within(tokens, 0, self._vocab_size)
         except OverflowError as error:
-            raise wrong from error
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
-            raise wrong
-        return ids
+            raise RequestError(f"token ids must be 0 to {self._vocab_size - 1}", param=param) from error
 
     def _unblock(self, slot: Slot) -> None:
         self._unblocked.extend(slot.waiting)

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from mnemosyne.engine.advance import NO_IDS, joined, split
+from mnemosyne.engine.advance import split
 from mnemosyne.engine.arrivals import Arrivals
 from mnemosyne.engine.chunk_trace import NO_CHUNKS
 from mnemosyne.engine.commits import Committed
@@ -21,6 +21,7 @@ from mnemosyne.engine.desk import Desk
 from mnemosyne.engine.draws import Draws, Turn
 from mnemosyne.engine.errors import MnemosyneError, RequestError
 from mnemosyne.engine.holdings import Holdings, tensor_bytes
+from mnemosyne.engine.ids import NO_IDS, joined
 from mnemosyne.engine.ingest import Ingest
 from mnemosyne.engine.jobs import Job
 from mnemosyne.engine.messages import (

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from mnemosyne.engine.advance import NO_IDS, Ids
 from mnemosyne.engine.errors import MnemosyneError
 from mnemosyne.engine.holdings import Held, Running
+from mnemosyne.engine.ids import NO_IDS, Ids
 from mnemosyne.engine.messages import Advance, Export, Generate, Load, ReadTrace, TraceTokens
 from mnemosyne.engine.pyramid import Values
 from mnemosyne.engine.runner import Decoding

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from mnemosyne.engine import device
-from mnemosyne.engine.advance import Ids
 from mnemosyne.engine.chunk_trace import NO_CHUNKS, ChunkTraces
 from mnemosyne.engine.commits import Commit, Committed, Raised, outcomes
 from mnemosyne.engine.config import ModelConfig
 from mnemosyne.engine.errors import EngineError, MnemosyneError
+from mnemosyne.engine.ids import Ids
 from mnemosyne.engine.open_chunk import OpenChunk
 from mnemosyne.engine.state import GENERATED, SessionState
 from mnemosyne.engine.trace import Trace

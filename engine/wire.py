@@ -21,6 +21,7 @@ import numpy as np
 from mnemosyne.engine import chunk_trace, messages
 from mnemosyne.engine.chunk_trace import ChunkTraces
 from mnemosyne.engine.errors import EngineError, RequestError
+from mnemosyne.engine.ids import within
 from mnemosyne.engine.messages import EngineInfo, Event, Request
 
 Message = Request | Event | EngineInfo
@@ -123,12 +124,9 @@ def _bounded(prefix: bytes, most: int) -> int:
 
 def _pack_ids(ids: tuple[int, ...], name: str) -> bytes:
     try:
-        wide = np.array(ids, dtype=np.int64)
-        if wide.size and (wide.min() < -(1 << 31) or wide.max() >= 1 << 31):
-            raise OverflowError
+        return within(ids, -(1 << 31), 1 << 31).astype("<i4").tobytes()
     except OverflowError as error:
         raise RequestError(f"a token id in {name} is far outside any vocabulary", param=name) from error
-    return wide.astype("<i4").tobytes()
 
 
 def _of_payload(hint: Any, part: bytes) -> Any:
@@ -136,9 +134,10 @@ def _of_payload(hint: Any, part: bytes) -> Any:
         return tuple(np.frombuffer(part, dtype="<i4").tolist())
     if hint is ChunkTraces:
         rows = np.frombuffer(part, dtype="<f8").reshape(-1, len(chunk_trace.FIELDS))
-        if not np.isfinite(rows[:, 0]).all():
+        found = ChunkTraces(rows.astype(np.float64))
+        if not np.isfinite(found.column("position")).all():
             raise ValueError("a chunk's position isn't a number")
-        return ChunkTraces(rows.astype(np.float64))
+        return found
     return _builder(hint)(part)
 
 

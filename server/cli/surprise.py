@@ -59,13 +59,11 @@ def surprise(
     span = f"{min(values):.4g} to {max(values):.4g}"
     output.print(f"surprise of tokens {first:,} to {last:,}: {span}", highlight=False)
     output.print(sparkline(points, first, last), highlight=False)
-    shown = any(texts.values())
+    columns = (*NUMBERS, "text") if any(texts.values()) else NUMBERS
+    rows = sorted(most, key=lambda point: int(point["from"]))
     print_table(
-        (*NUMBERS, *(["text"] if shown else [])),
-        [
-            [*_row(point), *([texts[point["from"]]] if shown else [])]
-            for point in sorted(most, key=lambda point: int(point["from"]))
-        ],
+        columns,
+        [[*_numbers(point), texts[point["from"]]][: len(columns)] for point in rows],
         "what surprised most",
         NUMBERS,
     )
@@ -118,6 +116,6 @@ def sparkline(points: Sequence[dict[str, Any]], first: int, last: int) -> str:
     return "".join(" " if value is None else BARS[round((value - least) / step)] for value in highest)
 
 
-def _row(point: dict[str, Any]) -> list[str]:
+def _numbers(point: dict[str, Any]) -> list[str]:
     values = ("" if point[name] is None else f"{point[name]:.4g}" for name in COLUMNS)
     return [f"{point['from']:,}", f"{point['to']:,}", *values]

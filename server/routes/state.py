@@ -14,6 +14,7 @@ from mnemosyne.server.relay import Relay
 from mnemosyne.server.schemas.common import failures
 from mnemosyne.server.schemas.surprise import SurpriseAnswer
 from mnemosyne.server.sessions.service import SessionService
+from mnemosyne.server.sessions.surprise import MAX_TEXT_TOKENS
 from mnemosyne.server.sessions.views import SessionInfo
 
 STATE_TYPE = "application/octet-stream"
@@ -108,7 +109,11 @@ async def read_surprise(
     version: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     layers: Annotated[bool, Query(description="With the values of every layer.")] = False,
     text: Annotated[
-        bool, Query(description="With each point's text, from the input; of at most 65,536 tokens together.")
+        bool,
+        Query(
+            description="With each point's text, from the input;"
+            f" of at most {MAX_TEXT_TOKENS:,} tokens together."
+        ),
     ] = False,
 ) -> SurpriseAnswer:
     """Where the text surprised the memory, and how far it moved for it: at most a few thousand points."""

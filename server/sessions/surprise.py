@@ -28,6 +28,8 @@ USUAL_POINTS = 512
 MAX_POINTS = 4096
 MAX_TEXT_TOKENS = 1 << 16
 """Of one answer's points together, where their text is asked for."""
+TEXT, PER_TOKEN = "text is taken", "values per token are computed"
+"""What is done with the input, for those who ask where it isn't kept."""
 
 
 class Surprise:
@@ -58,7 +60,8 @@ class Surprise:
             while last - first > USUAL_POINTS * resolution:
                 resolution *= 2
         if text:
-            self._check_text(live, last - first)
+            _check_retained(live, TEXT, "text")
+            _check_length(last - first)
         if last - first > MAX_POINTS * resolution:
             raise RequestError(
                 f"{last - first} tokens at {resolution} a point are more than {MAX_POINTS} points",
@@ -110,7 +113,8 @@ class Surprise:
                 f" whole chunks; from {first} to {last} it would be {stop - start}",
                 param="to",
             )
-        base, parts = await self._way(live, home, start, stop, "values per token are computed", "resolution")
+        _check_retained(live, PER_TOKEN, "resolution")
+        base, parts = await self._way(live, home, start, stop, PER_TOKEN)
         async with self._core.states.use(live, base) as pinned:
             tokens = await asyncio.to_thread(tokens_of, self._core.store, parts)
             tenant = live.session.created.tenant
@@ -123,23 +127,12 @@ class Surprise:
         values[..., : sums.shape[2]] = sums / (ends - begins)[:, None, None]
         return _points(list(zip(begins.tolist(), ends.tolist(), strict=True)), values)
 
-    def _check_text(self, live: Live, tokens: int) -> None:
-        if not live.session.created.retain_input:
-            raise RequestError(
-                "text is taken from the input, and this session doesn't retain it", param="text"
-            )
-        if tokens > MAX_TEXT_TOKENS:
-            raise RequestError(
-                f"text is given with at most {MAX_TEXT_TOKENS} tokens, and these points have {tokens}",
-                param="text",
-            )
-
     async def _with_text(
         self, live: Live, home: Point, points: tuple[TracePoint, ...]
     ) -> tuple[TracePoint, ...]:
         first, last = points[0].first, points[-1].last
-        self._check_text(live, last - first)
-        _, parts = await self._way(live, home, first, last, "text is taken", "text")
+        _check_length(last - first)  # points at the edges reach beyond what was asked for
+        _, parts = await self._way(live, home, first, last, TEXT)
         tokens = await asyncio.to_thread(tokens_of, self._core.store, parts)
         decode = self._core.tokenizer.decode
         return tuple(
@@ -148,12 +141,10 @@ class Surprise:
         )
 
     async def _way(
-        self, live: Live, home: Point, start: int, stop: int, what: str, param: str
+        self, live: Live, home: Point, start: int, stop: int, what: str
     ) -> tuple[Point, list[Segment]]:
         """The state before token ``start``, and where the tokens [start, stop) are; ``what`` is done with
-        them, for ``param``."""
-        if not live.session.created.retain_input:
-            raise RequestError(f"{what} from the input, and this session doesn't retain it", param=param)
+        them."""
         family = await self._core.registry.family(live.session)
         try:
             upto = Point(home.session_id, home.index, stop)
@@ -162,6 +153,19 @@ class Surprise:
             raise RequestError(
                 f"{what} from the input, and the log doesn't hold all of it here", param="from"
             ) from error
+
+
+def _check_retained(live: Live, what: str, param: str) -> None:
+    if not live.session.created.retain_input:
+        raise RequestError(f"{what} from the input, and this session doesn't retain it", param=param)
+
+
+def _check_length(tokens: int) -> None:
+    if tokens > MAX_TEXT_TOKENS:
+        raise RequestError(
+            f"text is given with at most {MAX_TEXT_TOKENS} tokens, and these points have {tokens}",
+            param="text",
+        )
 
 
 def _points(spans: list[tuple[int, int]], values: NDArray[Any]) -> tuple[TracePoint, ...]:
